@@ -1,0 +1,221 @@
+"""The N x D feature matrix, wherever its blocks lie: algorithms only fold, map and collect over it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import reduce
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from raycluster.types import Block, UserError
+
+T = TypeVar("T")
+
+_PIECE_ROWS = 2048
+# Threads that share one total: combining is short beside computing, and totals may be large.
+_THREADS_PER_TOTAL = 4
+_NUM_EXAMPLES = 5
+
+
+def add(left: Any, right: Any) -> Any:
+    """The usual ``combine``: tuples of numbers or arrays, added element by element."""
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+class Features(Protocol):
+    """Rows of features in blocks (shards), each row known by its sample id.
+
+    Every ``function`` is a module-level function of ``(block, *args)``: it may run in another process. It must accept a
+    block of no rows, and must not change the block.
+    """
+
+    num_rows: int
+    dim: int
+
+    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
+        """Combine ``function(piece, *args)`` over all rows; a piece is a block, a part of one, or several together.
+
+        combine must be associative and commutative to the bit (integers, maxima). It may write over its arguments.
+        """
+        ...
+
+    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
+        """New features with the same samples: ``function(block, *args)`` gives the (n, D') values of one block."""
+        ...
+
+    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
+        """``function(block, *args)`` of every block, in shard order."""
+        ...
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The (len(samples), D) float32 rows of these sample ids, in the order asked."""
+        ...
+
+
+class LocalFeatures:
+    """Features whose blocks lie in this process; as many threads as torch has share the blocks out.
+
+    Raises UserError if there are no rows, if blocks disagree about D, or if a sample id occurs twice.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = list(blocks)
+        dims = sorted({block.values.shape[1] for block in self._blocks})
+        self.num_rows = sum(len(block.samples) for block in self._blocks)
+        if self.num_rows == 0 or len(dims) != 1:
+            raise UserError(
+                f"features must be rows of one width; seen: {self.num_rows} rows of widths {dims} in "
+                f"{len(self._blocks)} blocks. Check that the data set is not empty and every block is of one layer"
+            )
+        self.dim = dims[0]
+        samples = np.concatenate([block.samples for block in self._blocks])
+        self._order = np.argsort(samples, kind="stable")
+        self._sorted = samples[self._order]
+        repeated = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
+        if len(repeated):
+            raise UserError(f"sample ids must occur once; {repeated[0]} occurs again: one shard was given twice?")
+
+    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
+        """See `Features.fold`."""
+        pieces = deque(piece for block in self._blocks for piece in _pieces(block))
+        threads = min(torch.get_num_threads(), len(pieces))
+        totals: SimpleQueue[list[T]] = SimpleQueue()
+        num_totals = -(-threads // _THREADS_PER_TOTAL)
+        for _ in range(num_totals):
+            totals.put([])
+        with _threads(threads) as share:
+            share(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
+        return reduce(combine, [total for _ in range(num_totals) for total in totals.get()])
+
+    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> LocalFeatures:
+        """See `Features.map`."""
+        values = self.collect(function, *args)
+        return LocalFeatures([Block(b.samples, new) for b, new in zip(self._blocks, values, strict=True)])
+
+    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
+        """See `Features.collect`."""
+        with _threads(len(self._blocks)) as share:
+            return share(lambda block: function(block, *args), self._blocks)
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Features.rows`. Raises UserError for an unknown sample id."""
+        place = np.searchsorted(self._sorted, samples).clip(max=self.num_rows - 1)
+        unknown = np.asarray(samples)[self._sorted[place] != samples]
+        if len(unknown):
+            raise UserError(f"no features of sample {unknown[0]} ({len(unknown)} such samples): were they extracted?")
+        starts = np.cumsum([0] + [len(block.samples) for block in self._blocks])
+        where = self._order[place]
+        result = np.empty((len(where), self.dim), np.float32)
+        for index, block in enumerate(self._blocks):
+            mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
+            result[mine] = block.values[where[mine] - starts[index]]
+        return result
+
+
+class Extent(NamedTuple):
+    """Size and range of features. low, high: (D,) float32 smallest and largest value of each column."""
+
+    num_rows: int
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
+def extent(features: Features) -> Extent:
+    """Measure features in one pass; UserError naming sample ids if a value is NaN or infinite."""
+    num_rows, low, high, num_broken, examples = features.fold(_survey, combine=_join_surveys)
+    if num_broken:
+        raise UserError(
+            f"{num_broken} of {num_rows} rows of features hold NaN or infinite values, first samples "
+            f"{examples.tolist()}: the network diverged (lower the learning rate, or train in fp32 or bf16)"
+        )
+    return Extent(num_rows, low, high)
+
+
+def check_labelled(values: NDArray[np.floating], labels: ArrayLike) -> NDArray[np.int64]:
+    """Labels (N,) as int64; UserError unless values are (N, D), N >= 1, finite, and every row has a class >= 0."""
+    classes = np.asarray(labels)
+    if values.ndim != 2 or classes.shape != values.shape[:1] or not len(classes):
+        raise UserError(f"features must be (N, D) with N labels, N >= 1; seen {values.shape} and {classes.shape}")
+    if not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0:
+        raise UserError(
+            f"every row needs a class that is a whole number >= 0; seen {classes.dtype} with "
+            f"{int((~(classes >= 0)).sum())} of {len(classes)} missing. Leave rows without a label out"
+        )
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(broken):
+        raise UserError(f"{len(broken)} of {len(values)} rows are not finite, the first is row {broken[0]}")
+    return classes.astype(np.int64)
+
+
+def device() -> torch.device:
+    """Where kernels on blocks compute: the GPU this process may see, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _threads(num_tasks: int) -> Iterator[Callable[..., list[Any]]]:
+    """A `map` over the threads that so many tasks can use; in this thread where that is one."""
+    # The products inside a kernel run on one thread each, so the threads of the pool do not fight for cores. A thread
+    # that sets its own count also changes the count of threads born later, hence the restoring.
+    count = torch.get_num_threads()
+    try:
+        if min(count, num_tasks) <= 1:
+            torch.set_num_threads(1)
+            yield lambda function, items: list(map(function, items))
+        else:
+            with ThreadPoolExecutor(min(count, num_tasks), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield lambda function, items: list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(count)
+
+
+def _pieces(block: Block) -> Iterator[Block]:
+    for start in range(0, len(block.samples), _PIECE_ROWS):
+        yield Block(block.samples[start : start + _PIECE_ROWS], block.values[start : start + _PIECE_ROWS])
+
+
+def _fold_some(
+    pieces: deque[Block],
+    totals: SimpleQueue[list[T]],
+    function: Callable[..., T],
+    args: Any,
+    combine: Callable[[T, T], T],
+) -> None:
+    """Fold pieces into whichever total is free, until no piece is left."""
+    while pieces:
+        try:
+            piece = pieces.popleft()
+        except IndexError:
+            return
+        result = function(piece, *args)
+        total = totals.get()
+        try:
+            total[:] = [combine(total[0], result)] if total else [result]
+        finally:
+            totals.put(total)
+
+
+def _survey(block: Block) -> tuple[Any, ...]:
+    values = block.values.astype(np.float32, copy=False)
+    low, high = values.min(axis=0, initial=np.inf), values.max(axis=0, initial=-np.inf)
+    if not len(values) or np.isfinite(low + high).all():
+        return len(values), low, high, 0, block.samples[:0]
+    broken = block.samples[~np.isfinite(values).all(axis=1)]
+    return len(values), low, high, len(broken), np.sort(broken)[:_NUM_EXAMPLES]
+
+
+def _join_surveys(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (
+        left[0] + right[0],
+        np.minimum(left[1], right[1]),
+        np.maximum(left[2], right[2]),
+        left[3] + right[3],
+        np.sort(np.concatenate([left[4], right[4]]))[:_NUM_EXAMPLES],
+    )

@@ -1,0 +1,41 @@
+"""Signs of a clustering that collapses, to be read beside the loss: plain functions on sizes and labels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def balance(sizes: ArrayLike) -> dict[str, float]:
+    """How evenly samples are spread over clusters. sizes: (K,) samples per cluster.
+
+    empty_clusters and singleton_clusters: how many of the K. largest_share: of all samples, 1 if one cluster holds all.
+    size_entropy: entropy of the sizes / ln K, 1 if all are equal, 0 if one cluster holds all (K = 1: 1).
+    """
+    counts = np.asarray(sizes, np.float64)
+    shares = counts / max(counts.sum(), 1.0)
+    present = shares[shares > 0]
+    entropy = float(-(present * np.log(present)).sum())
+    return {
+        "empty_clusters": float((counts == 0).sum()),
+        "singleton_clusters": float((counts == 1).sum()),
+        "largest_share": float(shares.max(initial=0.0)),
+        "size_entropy": entropy / math.log(len(counts)) if len(counts) > 1 else 1.0,
+    }
+
+
+def changed_share(labels: ArrayLike, previous: ArrayLike) -> float:
+    """Share of samples whose label is another one than before; both (N,), row i is the same sample.
+
+    Samples without a label (< 0) on either side are left out. Says little where clusters were numbered afresh.
+    """
+    new, old = np.asarray(labels), np.asarray(previous)
+    both = (new >= 0) & (old >= 0)
+    return float((new[both] != old[both]).mean()) if both.any() else 0.0
+
+
+def loss_over_chance(loss: float, num_clusters: int) -> float:
+    """loss / ln K, loss in nats: about 1 when the head knows nothing, near 0 when labels are trivial (K = 1: 0)."""
+    return loss / math.log(num_clusters) if num_clusters > 1 else 0.0

@@ -1,0 +1,79 @@
+"""Nouns shared by every room: what travels between them, and the one kind of error a user can cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class UserError(ValueError):
+    """A mistake only the user can mend: says what was seen, what was wanted and what to change.
+
+    Jobs print it without a traceback and exit with code 2; every other exception is a defect of raycluster.
+    """
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop, and its state is saved."""
+
+
+class Block(NamedTuple):
+    """Rows of the feature matrix that lie together: one shard.
+
+    samples: (n,) int64 sample ids. values: (n, D) float32 or float16, row i belongs to samples[i].
+    """
+
+    samples: NDArray[np.int64]
+    values: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a lane that is read by one task: which images, in which order, seen how.
+
+    lane: the lane (in training) or shard (in extraction) it belongs to. start: position of its first row in that lane.
+    samples: (n,) int64 sample ids. repeats: (n,) int32, 0 for the first visit of a sample in its epoch, 1 for the
+    second... epoch: names the augmentation, with sample and repeat.
+    """
+
+    lane: int
+    start: int
+    epoch: int
+    samples: NDArray[np.int64]
+    repeats: NDArray[np.int32]
+
+
+class ImageBlock(NamedTuple):
+    """Decoded rows of one chunk, in order.
+
+    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB. errors: (n,) str, "" where the image was decoded; else
+    why it was not (its pixels are then zero).
+    """
+
+    lane: int
+    start: int
+    samples: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    errors: NDArray[np.str_]
+
+
+Loader = Callable[[Chunk], Iterable[ImageBlock]]
+"""Reads, decodes and augments one chunk."""
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """What one reassignment found.
+
+    labels: (heads, N) int32 by sample id, -1 for samples that take no part. num_clusters: per head. figures: what
+    the clustering says of itself, for metrics. state: arrays a method keeps for the next round (centroids, scalings).
+    """
+
+    labels: NDArray[np.int32]
+    num_clusters: tuple[int, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+    state: dict[str, NDArray[np.generic]] = field(default_factory=dict)
