@@ -1,0 +1,164 @@
+"""Bytes of a JPEG, PNG or WebP file -> 8-bit RGB, or BrokenImage saying why not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.Image import Transpose
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+
+_JPEG_SCALES = (8, 4, 2)  # what a JPEG decoder can divide width and height by for less than the price of a full decode
+_ORIENTATION_TAG = 0x0112
+_ORIENTATION_MARKS = (b"Exif\0\0", b"http://ns.adobe.com/xap")
+_ORIENTATION_IN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be used, and why."""
+
+
+class Jpeg:
+    """An upright gray or colour JPEG that nobody has decoded yet; `scale` will divide its width and height."""
+
+    def __init__(self, data: bytes, size: tuple[int, int]) -> None:
+        self.data, self.whole, self.scale = data, size, 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height at this scale."""
+        return -(-self.whole[0] // self.scale), -(-self.whole[1] // self.scale)
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """(h, w, 3) RGB. Raises BrokenImage."""
+        width, height = self.size
+        try:
+            found: NDArray[np.uint8] = simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width)
+        except ValueError:  # something is unusual: Pillow has the last word on what is broken
+            image = _guarded(JpegImageFile, io.BytesIO(self.data))
+            image.draft(image.mode, self.size)
+            return np.asarray(rgb(image))
+        assert found.shape[:2] == (height, width), f"asked for {height} x {width}, decoded {found.shape}"
+        return found
+
+
+Picture = Image.Image | Jpeg
+
+
+def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
+    """(h, w, 3) RGB, upright by its EXIF orientation, transparency over white, 16-bit gray scaled to 8 bits.
+
+    Raises BrokenImage for what is empty, truncated, damaged, of another format, or larger than `max_pixels`.
+    """
+    return np.asarray(rgb(opened(data, max_pixels=max_pixels)))
+
+
+def opened(data: bytes, *, max_pixels: int) -> Picture:
+    """An image of final size and orientation; of a plain JPEG only the header is read, so that `shrunk` can save work.
+
+    Raises BrokenImage like `decode`.
+    """
+    if not data:
+        raise BrokenImage("the file is empty")
+    image: Picture = _plain_jpeg(data) or _guarded(_plugin(data), io.BytesIO(data))
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BrokenImage(f"{width} x {height} pixels exceed max_image_pixels = {max_pixels}")
+    if isinstance(image, Jpeg):
+        return image
+    whole = rgb(image)  # before the orientation: PNG may tell it behind the pixels
+    turn = _turn(image)
+    return whole if turn is None else whole.transpose(turn)
+
+
+def shrunk(image: Picture, box: Box, size: tuple[int, int]) -> Box:
+    """Make a JPEG decode at 1/2, 1/4 or 1/8 if `box` keeps at least `size` pixels; -> the box in the result."""
+    room = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    if room < 2 or not isinstance(image, Jpeg):
+        return box
+    image.scale = next(scale for scale in _JPEG_SCALES if scale <= room)
+    left, top, right, bottom = (edge / image.scale for edge in box)
+    return left, top, min(right, image.size[0]), min(bottom, image.size[1])
+
+
+def rgb(image: Picture) -> Image.Image:
+    """Decode the pixels and convert them to mode RGB. Raises BrokenImage."""
+    if isinstance(image, Jpeg):
+        return Image.fromarray(image.pixels())
+    _guarded(image.load)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    return _guarded(_converted, image)
+
+
+def _plain_jpeg(data: bytes) -> Jpeg | None:
+    """The image if it is a JPEG that needs no conversion and tells no orientation, else None."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        if any(mark in data for mark in _ORIENTATION_MARKS) and _turn(JpegImageFile(io.BytesIO(data))) is not None:
+            return None
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except Exception:  # damaged bytes raise almost anything; Pillow will say what is wrong
+        return None
+    return Jpeg(data, (width, height)) if colours in ("YCbCr", "Gray", "RGB") else None
+
+
+def _plugin(data: bytes) -> Callable[[io.BytesIO], Image.Image]:
+    # Image.open would find the same classes, in twice the time on small images.
+    if data.startswith(b"\xff\xd8"):
+        return JpegImageFile
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    raise BrokenImage(f"neither JPEG nor PNG nor WebP: it begins with {data[:8]!r}")
+
+
+def _guarded(function: Callable[..., T], *args: object) -> T:
+    try:
+        return function(*args)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders meet damaged bytes with almost any exception
+        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+def _turn(image: Image.Image) -> Transpose | None:
+    if not any(key in image.info for key in _ORIENTATION_IN):
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # metadata nobody can read must not cost the picture
+        return None
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(coloured, mask=coloured.getchannel("A"))
+        return white
+    return image.convert("RGB")

@@ -1,0 +1,49 @@
+"""From a chunk of the plan to pixels: read, decode, crop and vary; the same pixels wherever it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from raycluster.data.decode import BrokenImage, opened
+from raycluster.data.manifest import DataSettings, read_entries
+from raycluster.data.read import contents
+from raycluster.data.transforms import View, apply
+from raycluster.seeding import generator
+from raycluster.types import Chunk, ImageBlock
+
+BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
+
+
+def load_chunk(
+    chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings
+) -> Iterator[ImageBlock]:
+    """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels.
+
+    Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
+    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts.
+    """
+    header, entries = read_entries(manifest_uri, chunk.samples)
+    rows = max(1, BLOCK_BYTES // (3 * view.size**2))
+    data = contents(entries, header.image_column)
+    visits = list(zip(chunk.samples.tolist(), chunk.repeats.tolist(), strict=True))
+    for start in range(0, len(visits), rows):
+        part = visits[start : start + rows]
+        images = np.zeros((len(part), view.size, view.size, 3), np.uint8)
+        errors = [""] * len(part)
+        for index, (sample, repeat) in enumerate(part):
+            rng = generator(seed, "augment", chunk.epoch, sample, repeat) if view.is_random else None
+            try:
+                images[index] = _seen(next(data), view, rng, settings.max_image_pixels)
+            except BrokenImage as error:
+                errors[index] = str(error)
+        yield ImageBlock(
+            chunk.lane, chunk.start + start, chunk.samples[start : start + rows], images, np.array(errors, np.str_)
+        )
+
+
+def _seen(content: bytes | BrokenImage, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:
+    if isinstance(content, BrokenImage):
+        raise content
+    return apply(opened(content, max_pixels=max_pixels), view, rng)

@@ -1,0 +1,146 @@
+"""The epoch plan: which images each lane visits in which order, known before anything is read.
+
+An epoch is a sequence of rows: shards in a seeded order, each sample repeated as the sampling asks. It is cut into
+`lanes` contiguous lanes of equal length, of which lane j supplies microbatch j of every step; inside a lane, rows are
+shuffled within windows of neighbouring shards. Nothing here knows how many workers there are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.seeding import generator
+from raycluster.types import Chunk, ImageBlock
+
+Shard = tuple[int, int]
+Rows = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]
+
+
+def plan_epoch(
+    counts: NDArray[np.int64],
+    shards: Sequence[Shard],
+    *,
+    lanes: int,
+    microbatch: int,
+    seed: int,
+    epoch: int,
+    window_shards: int,
+) -> list[Chunk]:
+    """One chunk per lane and window, in the order of the step that needs its first row, then of the lane.
+
+    counts: (N,) visits per sample, whose sum must be a multiple of lanes * microbatch. shards: (start, stop) ids.
+    """
+    total = int(counts.sum())
+    if total % (lanes * microbatch):
+        raise ValueError(f"{total} rows do not fill {lanes} lanes with microbatches of {microbatch}")
+    length = total // lanes
+    order = generator(seed, "shards", epoch).permutation(len(shards))
+    chunks, row = [], 0
+    for window in range(0, len(order), window_shards):
+        samples, repeats = _rows(counts, [shards[shard] for shard in order[window : window + window_shards]])
+        stop = row + len(samples)
+        for lane in range(row // length, -(-stop // length)) if stop > row else ():
+            low, high = max(row, lane * length), min(stop, (lane + 1) * length)
+            rows = low - row + generator(seed, "rows", epoch, lane, window).permutation(high - low)
+            chunks.append(Chunk(lane, low - lane * length, epoch, samples[rows], repeats[rows]))
+        row = stop
+    return _in_order(chunks, microbatch)
+
+
+def from_step(chunks: Sequence[Chunk], step: int, microbatch: int) -> list[Chunk]:
+    """What is left of a plan before `step`: the rows of each lane from step * microbatch on."""
+    done = step * microbatch
+    rest = [_cut(chunk, max(chunk.start, done), chunk.start + len(chunk.samples)) for chunk in chunks]
+    return _in_order([chunk for chunk in rest if len(chunk.samples)], microbatch)
+
+
+def pieces(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Chunk]:
+    """The same plan in chunks of at most `rows` rows: the first step starts earlier, files are opened more often."""
+    parts = [
+        _cut(chunk, start, start + rows)
+        for chunk in chunks
+        for start in range(chunk.start, chunk.start + len(chunk.samples), rows)
+    ]
+    return _in_order(parts, microbatch)
+
+
+def shard_chunks(shards: Sequence[Shard], epoch: int = 0) -> list[Chunk]:
+    """Every sample once, a chunk per shard, whose lane is the number of the shard: the plan of feature extraction."""
+    return [
+        Chunk(shard, 0, epoch, np.arange(start, stop, dtype=np.int64), np.zeros(stop - start, np.int32))
+        for shard, (start, stop) in enumerate(shards)
+    ]
+
+
+def steps(blocks: Iterable[ImageBlock], lanes: Sequence[int], microbatch: int) -> Iterator[dict[int, Rows]]:
+    """One microbatch per lane and step: {lane: (samples (b,), images (b, h, w, 3), errors (b,))}.
+
+    blocks: of these lanes, in the order of the plan (or of any rest of it that starts at a step).
+    """
+    waiting = {lane: _Queue() for lane in lanes}
+    for block in blocks:
+        waiting[block.lane].push(block)
+        while all(queue.rows >= microbatch for queue in waiting.values()):
+            yield {lane: queue.pop(microbatch) for lane, queue in waiting.items()}
+    left = {lane: queue.rows for lane, queue in waiting.items() if queue.rows}
+    assert not left, f"rows left over in lanes {left}: blocks are missing, or the plan does not fill its last step"
+
+
+class _Queue:
+    """Rows of one lane that have arrived and are not used yet."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._blocks: deque[ImageBlock] = deque()
+        self._next: int | None = None
+
+    def push(self, block: ImageBlock) -> None:
+        assert self._next in (None, block.start), f"lane {block.lane} got row {block.start} in place of {self._next}"
+        self._next = block.start + len(block.samples)
+        self._blocks.append(block)
+        self.rows += len(block.samples)
+
+    def pop(self, count: int) -> Rows:
+        self.rows -= count
+        taken: list[ImageBlock] = []
+        while count:
+            block = self._blocks.popleft()
+            if len(block.samples) > count:
+                self._blocks.appendleft(_part(block, count, len(block.samples)))
+                block = _part(block, 0, count)
+            taken.append(block)
+            count -= len(block.samples)
+        if len(taken) == 1:
+            return taken[0].samples, taken[0].images, taken[0].errors
+        return (
+            np.concatenate([block.samples for block in taken]),
+            np.concatenate([block.images for block in taken]),
+            np.concatenate([block.errors for block in taken]),
+        )
+
+
+def _rows(counts: NDArray[np.int64], shards: Sequence[Shard]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Samples in order, each as often as it is visited, and the number of each visit."""
+    ids = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in shards])
+    visits = counts[ids]
+    first = np.repeat(np.cumsum(visits) - visits, visits)
+    return np.repeat(ids, visits), (np.arange(len(first)) - first).astype(np.int32)
+
+
+def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
+    rows = slice(max(start - chunk.start, 0), max(stop - chunk.start, 0))
+    return Chunk(chunk.lane, start, chunk.epoch, chunk.samples[rows], chunk.repeats[rows])
+
+
+def _in_order(chunks: list[Chunk], microbatch: int) -> list[Chunk]:
+    return sorted(chunks, key=lambda chunk: (chunk.start // microbatch, chunk.lane, chunk.start))
+
+
+def _part(block: ImageBlock, start: int, stop: int) -> ImageBlock:
+    return ImageBlock(
+        block.lane, block.start + start, block.samples[start:stop], block.images[start:stop], block.errors[start:stop]
+    )

@@ -1,0 +1,58 @@
+"""How often each image is visited in an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.types import UserError
+
+
+def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Visits per sample, such that every non-empty cluster has as many as any other, up to one.
+
+    The sampler that DeepCluster describes (Caron et al., ECCV 2018, section 3.2): in a cluster of s images that is
+    visited q times in all, each image has q // s visits, and q % s of them, drawn without replacement, one more. Which
+    clusters have one more, where the rows do not divide, is drawn too.
+
+    labels: (N,) cluster of each sample; negative leaves the sample out. -> (N,) with sum `num_rows`.
+    """
+    included = _included(labels)
+    _, cluster, sizes = np.unique(labels[included], return_inverse=True, return_counts=True)
+    visits = np.full(len(sizes), num_rows // len(sizes))
+    visits[rng.permutation(len(sizes))[: num_rows % len(sizes)]] += 1
+    order = np.lexsort((rng.random(len(included)), cluster))
+    rank = np.empty(len(included), np.int64)  # place of each sample in a random order of its cluster
+    rank[order] = np.arange(len(included)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    counts = np.zeros(len(labels), np.int64)
+    counts[included] = visits[cluster] // sizes[cluster] + (rank < visits[cluster] % sizes[cluster])
+    return counts
+
+
+def once(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """One visit per sample, and one more for as many, drawn without replacement, as are missing to `num_rows`.
+
+    labels: (N,); negative leaves the sample out. -> (N,) with sum `num_rows`, which must be at least the number of
+    samples that take part; if it is more than twice that, all have two visits before any has three, and so on.
+    """
+    included = _included(labels)
+    if num_rows < len(included):
+        raise ValueError(f"{num_rows} rows cannot visit each of {len(included)} samples; ask for more rows")
+    counts = np.zeros(len(labels), np.int64)
+    counts[included] = num_rows // len(included)
+    counts[rng.choice(included, num_rows % len(included), replace=False)] += 1
+    return counts
+
+
+def whole_batches(num_samples: int, global_batch: int) -> int:
+    """The fewest rows that hold every sample and fill their last batch."""
+    return -(-num_samples // global_batch) * global_batch
+
+
+def _included(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    included = np.flatnonzero(labels >= 0)
+    if not len(included):
+        raise UserError(
+            f"none of {len(labels)} samples has a label, so there is nothing to train on; were all images broken?"
+        )
+    return included

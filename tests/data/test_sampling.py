@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raycluster.data.sampling import once, uniform_over_clusters, whole_batches
+from raycluster.types import UserError
+
+labels_of_samples = st.lists(st.integers(-2, 6), min_size=1, max_size=60).filter(lambda some: max(some) >= 0)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_clusters_of_one_two_five_and_no_images_by_hand() -> None:
+    labels = np.array([0, 1, 1, 2, 2, 2, 2, 2])
+    counts = uniform_over_clusters(labels, 9, rng())
+    assert np.bincount(labels, counts).tolist() == [3, 3, 3]
+    assert counts[0] == 3
+    assert sorted(counts[1:3]) == [1, 2]
+    assert sorted(counts[3:]) == [0, 0, 1, 1, 1]
+    counts = uniform_over_clusters(labels, 8, rng())
+    assert counts.sum() == 8
+    assert sorted(np.bincount(labels, counts)) == [2, 3, 3]
+
+
+@given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))
+def test_the_histogram_is_flat_up_to_one(labels: list[int], num_rows: int, seed: int) -> None:
+    known = np.array(labels)
+    counts = uniform_over_clusters(known, num_rows, rng(seed))
+    assert counts.dtype == np.int64
+    assert counts.sum() == num_rows
+    assert (counts[known < 0] == 0).all()
+    visits = [counts[known == cluster] for cluster in np.unique(known[known >= 0])]
+    totals = [some.sum() for some in visits]
+    assert max(totals) - min(totals) <= 1
+    assert all(some.max() - some.min() <= 1 for some in visits)
+
+
+def test_which_images_are_drawn_is_left_to_chance() -> None:
+    labels = np.array([0] * 10 + [1] * 2)
+    drawn = sum(uniform_over_clusters(labels, 10, rng(seed)) for seed in range(400))
+    assert np.abs(drawn[:10] - 200).max() < 50
+    odd = sum(uniform_over_clusters(labels, 11, rng(seed))[:10].sum() == 6 for seed in range(400))
+    assert abs(odd - 200) < 50
+
+
+@given(labels=labels_of_samples, order=st.randoms(use_true_random=False))
+def test_samples_keep_their_labels_under_any_numbering(labels: list[int], order) -> None:
+    known = np.array(labels)
+    shuffled = np.array(order.sample(range(len(labels)), len(labels)))
+    counts = uniform_over_clusters(known[shuffled], 50, rng())
+    visits = {(int(shuffled[row]), int(known[shuffled][row])) for row in np.flatnonzero(counts)}
+    assert all(labels[sample] == label >= 0 for sample, label in visits)
+
+
+@given(labels=labels_of_samples, extra=st.integers(0, 150), seed=st.integers(0, 9))
+def test_once_visits_all_and_tops_up(labels: list[int], extra: int, seed: int) -> None:
+    known = np.array(labels)
+    included = known >= 0
+    counts = once(known, int(included.sum()) + extra, rng(seed))
+    assert counts.sum() == included.sum() + extra
+    assert (counts[~included] == 0).all()
+    assert counts[included].min() >= 1
+    assert counts[included].max() - counts[included].min() <= 1
+
+
+def test_rows_fill_whole_batches() -> None:
+    assert [whole_batches(n, 256) for n in (1, 255, 256, 257, 50_000)] == [256, 256, 256, 512, 50_176]
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match="none of 3 samples has a label"):
+        uniform_over_clusters(np.array([-1, -1, -1]), 8, rng())
+    with pytest.raises(ValueError, match="2 rows cannot visit each of 3"):
+        once(np.zeros(3, int), 2, rng())

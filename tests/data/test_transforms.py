@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from raycluster.data.decode import opened
+from raycluster.data.transforms import View, apply, jitter, random_box
+from raycluster.seeding import generator
+
+LARGE = 10_000_000
+
+
+def boxes(view: View, width: int, height: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array([random_box(width, height, view, iter(rng.random(32).tolist())) for _ in range(count)])
+
+
+def test_random_boxes_are_distributed_as_torchvision_draws_them() -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    theirs = []
+    for _ in range(4000):
+        top, left, height, width = transforms.RandomResizedCrop.get_params(
+            torch.zeros(3, 60, 80), scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3]
+        )
+        theirs.append((left, top, left + width, top + height))
+    ours = boxes(View(size=8, crop_scale=(0.08, 1)), 80, 60, 4000)
+    shares = np.linspace(0.02, 0.98, 25)
+    for edge in range(4):
+        difference = np.quantile(ours[:, edge], shares) - np.quantile(np.array(theirs)[:, edge], shares)
+        assert np.abs(difference).max() <= 3
+    sides = [(b[:, 2:] - b[:, :2]).prod(1) for b in (ours, np.array(theirs))]
+    assert abs(sides[0].mean() / sides[1].mean() - 1) < 0.03
+
+
+def test_random_boxes_lie_inside_and_fall_back_to_the_centre() -> None:
+    found = boxes(View(size=8, crop_scale=(0.2, 1), crop_ratio=(0.5, 2)), 31, 17, 500)
+    assert (found[:, :2] >= 0).all()
+    assert (found[:, 2] <= 31).all()
+    assert (found[:, 3] <= 17).all()
+    assert (found[:, 2:] > found[:, :2]).all()
+    assert boxes(View(size=8, crop_scale=(1, 1)), 100, 10, 3).tolist() == [[43, 0, 56, 10]] * 3
+    assert boxes(View(size=8, crop_scale=(0.5, 1)), 1, 1, 2).tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_the_centre_is_what_torchvision_takes(draw) -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    for height, width, resize, size in ((60, 80, 32, 28), (80, 60, 33, 33), (61, 83, 0, 40), (40, 47, 64, 56)):
+        image = Image.fromarray(draw(height, width))
+        resized = functional.resize(image, resize) if resize else image
+        theirs = np.asarray(functional.center_crop(resized, size)).astype(int)
+        ours = apply(image, View(size=size, resize=resize), None)
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_the_whole_image_scaled_is_what_torchvision_makes(draw) -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    for side, size, filtered, apart in ((70, 32, True, 0), (20, 32, False, 1), (60, 32, False, 1)):
+        image = Image.fromarray(draw(side, side))
+        ours = apply(image, View(size=size, crop_scale=(1, 1), crop_ratio=(1, 1)), np.random.default_rng(0))
+        if filtered:  # Pillow's filter
+            theirs = np.asarray(functional.resize(image, [size, size]))
+        else:  # plain bilinear interpolation
+            tensor = functional.pil_to_tensor(image)
+            theirs = functional.resize(tensor, [size, size], antialias=False).permute(1, 2, 0).numpy()
+        assert np.abs(ours.astype(int) - theirs).max() <= apart
+
+
+@pytest.mark.parametrize("factors", [(0.6, 1, 1, 0), (1.7, 1, 1, 0), (1, 0.3, 1, 0), (1, 1.4, 1, 0), (1, 1, 0, 0)])
+@pytest.mark.parametrize("shift", [0, 0.3, -0.4, 0.5])
+def test_colours_change_as_in_torchvision(factors, shift: float, draw) -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    image = Image.fromarray(draw())
+    factors = (*factors[:3], shift)
+    theirs = image
+    for index in (2, 0, 3, 1):
+        names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+        if factors[index] != (1, 1, 1, 0)[index]:
+            theirs = getattr(functional, names[index])(theirs, factors[index])
+    assert (np.asarray(jitter(image, factors, (2, 0, 3, 1))) == np.asarray(theirs)).all()
+
+
+def test_a_small_image_is_scaled_up_to_the_crop(draw) -> None:
+    eight = draw(8, 8)
+    assert (apply(eight, View(size=8), None) == eight).all()
+    assert apply(eight, View(size=32), None).shape == (32, 32, 3)
+    assert apply(draw(3, 500), View(size=20), None).shape == (20, 20, 3)
+    assert apply(draw(500, 1), View(size=20, resize=24), None).shape == (20, 20, 3)
+
+
+def test_padding_shifts_the_image_over_black() -> None:
+    image = np.full((8, 8, 3), 200, np.uint8)
+    view = View(size=8, padding=2)
+    seen = [apply(image, view, np.random.default_rng(seed))[..., 0] > 0 for seed in range(400)]
+    shifts = {(int(s.any(1).argmax()), int(s.any(0).argmax()), int(s.sum())) for s in seen}
+    assert {rows * columns for rows in (6, 7, 8) for columns in (6, 7, 8)} == {area for *_, area in shifts}
+    areas = np.array([s.sum() for s in seen])
+    assert abs((areas == 64).mean() - 1 / 25) < 0.03
+    assert all((apply(image, View(size=4, padding=0), np.random.default_rng(s)) == 200).all() for s in range(9))
+
+
+def test_padding_after_scaling() -> None:
+    image = np.full((16, 24, 3), 200, np.uint8)
+    seen = [apply(image, View(size=8, resize=8, padding=3), np.random.default_rng(seed)) for seed in range(50)]
+    assert all(s.shape == (8, 8, 3) for s in seen)
+    assert any((s == 200).all() for s in seen)
+    assert any((s[0] == 0).all() for s in seen)
+
+
+def test_half_of_the_images_are_flipped(draw) -> None:
+    image = draw(8, 8)
+    seen = [apply(image, View(size=8, flip=0.5), np.random.default_rng(seed)) for seed in range(400)]
+    flipped = [(s == image[:, ::-1]).all() for s in seen]
+    assert all(f or (s == image).all() for f, s in zip(flipped, seen, strict=True))
+    assert abs(np.mean(flipped) - 0.5) < 0.08
+
+
+def test_a_fifth_of_the_images_lose_their_colour(draw) -> None:
+    seen = [apply(draw(8, 8), View(size=8, grayscale=0.2), np.random.default_rng(seed)) for seed in range(500)]
+    gray = [(s.max(-1) == s.min(-1)).all() for s in seen]
+    assert abs(np.mean(gray) - 0.2) < 0.06
+
+
+def test_jitter_strengths_bound_the_factors() -> None:
+    image = np.full((4, 4, 3), 100, np.uint8)
+    view = View(size=4, brightness=0.4)
+    levels = np.array([apply(image, view, np.random.default_rng(seed))[0, 0, 0] for seed in range(500)])
+    assert 60 <= levels.min() < 64
+    assert 136 < levels.max() <= 140
+    assert abs(levels.mean() - 100) < 3
+
+
+def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
+    view = View(
+        size=20, crop_scale=(0.1, 1), flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grayscale=0.2
+    )
+    data = encode(draw(200, 300))
+    seen = [
+        apply(opened(data, max_pixels=LARGE), view, generator(0, "augment", epoch, 17, repeat))
+        for epoch, repeat in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
+    assert (seen[0] == seen[3]).all()
+    assert (seen[0] != seen[1]).any()
+    assert (seen[0] != seen[2]).any()
+
+
+def test_a_smaller_decode_shows_the_same(draw, encode) -> None:
+    image = draw(480, 640)
+    view = View(size=40, crop_scale=(0.3, 1), flip=0.5)
+    for seed in range(20):
+        ours = apply(opened(encode(image, quality=98), max_pixels=LARGE), view, np.random.default_rng(seed))
+        full = apply(image, view, np.random.default_rng(seed))
+        assert np.abs(ours.astype(int) - full).mean() < 6  # one is filtered, the other decoded smaller
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"crop_ratio": (0.5, 2)}, "crop_ratio .* has no effect without crop_scale"),
+        ({"crop_scale": (0.2, 1), "resize": 64}, "resize = 64 has no effect with crop_scale"),
+        ({"crop_scale": (0.2, 1), "padding": 4}, "two ways to crop"),
+        ({"crop_scale": (0.8, 0.2)}, "low <= high"),
+        ({"resize": 16}, "resize = 16 is too small"),
+        ({"crop_scale": (0.2, 1.5)}, "less than or equal to 1"),
+        ({"flip": 1.5}, "less than or equal to 1"),
+        ({"hue": 0.6}, "less than or equal to 0.5"),
+        ({"size": 0}, "greater than or equal to 1"),
+        ({"zoom": 2}, "zoom"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        View(**{"size": 32, **options})
