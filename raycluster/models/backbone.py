@@ -1,0 +1,96 @@
+"""What every backbone is: images in, the output of any named layer out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from raycluster.models.batchnorm import GhostBatchNorm
+from raycluster.models.sobel import Input, front_end
+from raycluster.types import UserError
+
+
+class Backbone(nn.Module):
+    """A chain of modules, some of which are named layers.
+
+    layers: names in order. num_features: width of the last one, whose output is (n, num_features). The activation of a
+    layer belongs to the module after it, so that every layer is seen before its ReLU (what deep clustering clusters).
+    """
+
+    def __init__(
+        self, body: Mapping[str, nn.Module], layers: Sequence[str], *, num_features: int, input: Input
+    ) -> None:
+        super().__init__()
+        self.layers, self.num_features = tuple(layers), num_features
+        self.front = front_end(input)
+        self.body = nn.Sequential()
+        for name, module in body.items():
+            self.body.add_module(name, module)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, layer: str | None = None) -> Tensor:
+        """(n, 3, h, w) RGB, uint8 or float in [0, 1] -> output of `layer` before its ReLU; None: of the last layer.
+
+        Raises UserError for a layer that the backbone does not have.
+        """
+        wanted = layer or self.layers[-1]
+        if wanted not in self.layers:
+            raise UserError(f"this backbone has no layer {wanted!r}; choose one of {', '.join(self.layers)}")
+        values = self.front(images)
+        for name, module in self.body.named_children():
+            values = module(values)
+            if name == wanted:
+                break
+        return values
+
+
+def pool(features: Tensor) -> Tensor:
+    """Global average of (n, C, h, w) maps -> (n, C); (n, C) stays."""
+    return features.mean((2, 3)) if features.dim() == 4 else features
+
+
+class GlobalAverage(nn.Module):
+    """`pool` as a module."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(n, C, h, w) -> (n, C)."""
+        return pool(values)
+
+
+class FlattenTo(nn.Module):
+    """Flattens maps; those of another size are averaged down or stretched to `side` first."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(n, C, h, w) -> (n, C * side * side)."""
+        if values.shape[2:] != (self.side, self.side):
+            values = nn.functional.adaptive_avg_pool2d(values, self.side)
+        return values.flatten(1)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = False) -> list[nn.Module]:
+    """Convolution that keeps the size (but for the stride), and its batch norm."""
+    return [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias), GhostBatchNorm(outputs)]
+
+
+@torch.no_grad()
+def initialise(backbone: Backbone, seed: int) -> Backbone:
+    """Draw the weights from `seed`; returns `backbone`.
+
+    Convolutions N(0, sqrt(2 / (k k C_out))), linear layers N(0, .01), biases 0, batch norm scale 1 and shift 0:
+    DeepCluster's, and for convolutions also that of He et al., ICCV 2015 (fan-out).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan_out = module.out_channels * module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) else None
+            drawn = torch.randn(module.weight.shape, generator=generator)
+            module.weight.copy_(drawn * ((2 / fan_out) ** 0.5 if fan_out else 0.01))
+            if module.bias is not None:
+                module.bias.zero_()
+    return backbone

@@ -1,0 +1,70 @@
+"""The family of residual networks: torchvision's blocks, with ghost batch norm and without a ReLU at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from raycluster.models.backbone import Backbone, GlobalAverage
+from raycluster.models.batchnorm import GhostBatchNorm
+from raycluster.models.sobel import Input
+
+Stem = Literal["imagenet", "small"]
+_LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
+
+
+class Basic(BasicBlock):
+    """Two 3x3 convolutions; the ReLU that torchvision's block ends with is at the start of the next one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, h, w), of which the ReLU is taken -> maps before their ReLU."""
+        x = self.relu(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        shortcut = self.downsample(x) if self.downsample is not None else x
+        return self.bn2(self.conv2(out)) + shortcut
+
+
+class Bottle(Bottleneck):
+    """1x1, 3x3, 1x1 convolutions, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, h, w), of which the ReLU is taken -> maps before their ReLU."""
+        x = self.relu(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        shortcut = self.downsample(x) if self.downsample is not None else x
+        return self.bn3(self.conv3(out)) + shortcut
+
+
+def resnet(block: type[Basic] | type[Bottle], depths: Sequence[int], *, input: Input, stem: Stem) -> Backbone:
+    """A residual network (He et al., CVPR 2016) with the parameter names of torchvision's, weights not yet drawn.
+
+    depths: blocks of layer1 to layer4. Features: the global average after the last ReLU.
+    """
+    channels = 2 if input == "sobel" else 3
+    large = stem == "imagenet"
+    kernel, stride = (7, 2) if large else (3, 1)
+    body: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False),
+        "bn1": GhostBatchNorm(64),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity(),
+    }
+    width = 64
+    for index, depth in enumerate(depths):
+        outputs, stride = 64 * 2**index, 1 if index == 0 else 2
+        body[f"layer{index + 1}"] = _layer(block, depth, width, outputs, stride)
+        width = outputs * block.expansion
+    body["avgpool"] = nn.Sequential(nn.ReLU(inplace=True), GlobalAverage())
+    return Backbone(body, _LAYERS, num_features=width, input=input)
+
+
+def _layer(block: type[Basic] | type[Bottle], depth: int, inputs: int, planes: int, stride: int) -> nn.Sequential:
+    outputs = planes * block.expansion
+    project = stride != 1 or inputs != outputs
+    shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), GhostBatchNorm(outputs)) if project else None
+    first = block(inputs, planes, stride, shortcut, norm_layer=GhostBatchNorm)
+    return nn.Sequential(first, *(block(outputs, planes, norm_layer=GhostBatchNorm) for _ in range(depth - 1)))

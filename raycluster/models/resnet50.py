@@ -1,0 +1,27 @@
+"""ResNet-50."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raycluster.config import settings
+from raycluster.models.backbone import Backbone, initialise
+from raycluster.models.resnet import Bottle, Stem, resnet
+from raycluster.models.sobel import Input
+
+
+@settings
+class Model:
+    """ResNet-50 (He et al., CVPR 2016); features are the global average after the last ReLU.
+
+    input: `rgb`, or `sobel` gradients. stem: `imagenet` (7x7 stride 2, max pooling), or `small` for images of about 32
+    pixels (3x3, no pooling).
+    """
+
+    name: Literal["resnet50"] = "resnet50"
+    input: Input = "rgb"
+    stem: Stem = "imagenet"
+
+    def build(self, seed: int) -> Backbone:
+        """A new network; the same weights for the same seed."""
+        return initialise(resnet(Bottle, (3, 4, 6, 3), input=self.input, stem=self.stem), seed)

@@ -1,0 +1,64 @@
+"""The fixed front ends of a backbone: normalised colours, or their Sobel gradients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+Input = Literal["rgb", "sobel"]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_HORIZONTAL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
+_VERTICAL = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))
+
+
+class Normalise(nn.Module):
+    """(n, 3, h, w) uint8, or float in [0, 1] -> the same in units of ImageNet's standard deviation, float32."""
+
+    mean: Tensor
+    std: Tensor
+    num_channels = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) -> same shape, float32."""
+        white = 1.0 if images.is_floating_point() else 255.0
+        values = images.to(self.mean.dtype, memory_format=torch.channels_last)
+        return (values - self.mean * white) * (1 / (self.std * white))
+
+
+class Sobel(Normalise):
+    """Normalised colours, averaged, then the two Sobel gradients: (n, 3, h, w) -> (n, 2, h, w), zero padding of 1.
+
+    Frozen, no scaling, no magnitude, as in DeepCluster (Caron et al., ECCV 2018, section 3.3). The plain channel mean
+    and the gradients are linear, so they are one 3x3 convolution.
+    """
+
+    kernel: Tensor
+    num_channels = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        gradients = torch.tensor((_HORIZONTAL, _VERTICAL)).unsqueeze(1)
+        self.register_buffer("kernel", gradients.expand(2, 3, 3, 3) / 3, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, 2, h, w), float32."""
+        return self.gradients(super().forward(images))
+
+    def gradients(self, values: Tensor) -> Tensor:
+        """(n, 3, h, w) of any scale -> (n, 2, h, w): horizontal, vertical."""
+        return conv2d(values, self.kernel, padding=1)
+
+
+def front_end(input: Input) -> Normalise:
+    """What `model.input` names; `num_channels` of the result is what the first convolution gets."""
+    return Sobel() if input == "sobel" else Normalise()

@@ -1,0 +1,94 @@
+"""The optimisers of backbone and heads, and the learning rate as a function of how far the run is."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from raycluster.models.heads import Heads
+from raycluster.training.settings import TrainingSettings
+
+_FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
+
+
+def rate(settings: TrainingSettings, epoch: float) -> float:
+    """The factor on every learning rate after `epoch` epochs (a step in the middle of one has a fraction)."""
+    warm = min(1.0, epoch / settings.warmup_epochs) if settings.warmup_epochs else 1.0
+    if settings.schedule == "cosine":
+        return warm * (1 + cos(pi * min(1.0, epoch / settings.epochs))) / 2
+    if settings.schedule == "step":
+        return warm * (settings.decay or 0.1) ** bisect_right(settings.milestones, epoch)
+    return warm
+
+
+class Optimisers:
+    """SGD of the backbone, which lasts the whole run, and SGD of the heads, which lasts as long as the heads do.
+
+    As in DeepCluster's published code the heads have no momentum unless told so. loss_scale: factor on the loss that
+    keeps fp16 gradients in range; 1 in other precisions.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Heads, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self.body = SGD(
+            backbone.parameters(),
+            settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            foreach=True,
+        )
+        self.head = self._head(heads)
+        self.loss_scale = _FIRST_SCALE if settings.precision == "fp16" else 1.0
+        self._steps_since_change = 0
+
+    def _head(self, heads: Heads) -> SGD:
+        return SGD(
+            heads.parameters(),
+            self.settings.head_lr or self.settings.lr,
+            momentum=self.settings.head_momentum,
+            weight_decay=self.settings.weight_decay,
+            foreach=True,
+        )
+
+    def new_heads(self, heads: Heads) -> None:
+        """Forget the state of the old heads' optimiser; the backbone keeps its momentum."""
+        self.head = self._head(heads)
+
+    def step(self, epoch: float) -> None:
+        """Apply the gradients, at the learning rate of this moment."""
+        factor = rate(self.settings, epoch)
+        for optimiser, lr in ((self.body, self.settings.lr), (self.head, self.settings.head_lr or self.settings.lr)):
+            optimiser.param_groups[0]["lr"] = lr * factor
+            optimiser.step()
+
+    def in_range(self, gradients: Tensor) -> bool:
+        """Whether scaled gradients fit fp16 (else leave the step out); adapts the scale for the next step."""
+        if self.settings.precision != "fp16":
+            return True
+        fits = bool(torch.isfinite(torch.linalg.vector_norm(gradients, torch.inf)))
+        self._steps_since_change += 1
+        if not fits:
+            self.loss_scale, self._steps_since_change = max(self.loss_scale / 2, _SMALLEST_SCALE), 0
+        elif self._steps_since_change == _STEPS_BEFORE_GROWTH:
+            self.loss_scale, self._steps_since_change = self.loss_scale * 2, 0
+        return fits
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step needs besides the weights."""
+        return {
+            "body": self.body.state_dict(),
+            "head": self.head.state_dict(),
+            "loss_scale": self.loss_scale,
+            "steps_since_change": self._steps_since_change,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.body.load_state_dict(state["body"])
+        self.head.load_state_dict(state["head"])
+        self.loss_scale, self._steps_since_change = state["loss_scale"], state["steps_since_change"]

@@ -1,0 +1,91 @@
+"""The configuration section `training`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raycluster.config import settings
+from raycluster.types import UserError
+
+
+@settings
+class TrainingSettings:
+    """How labels train the network.
+
+    epochs: length of the run. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
+    rows that share batch norm statistics and are dealt to workers together. lr, momentum, weight_decay: SGD of the
+    backbone. head_lr: of the heads, null for the same as lr. head_momentum: of the heads. schedule: `constant`,
+    `cosine` to zero, or `step`: times decay (null for 0.1) at each of milestones, in epochs. warmup_epochs: linear
+    start, on top of any schedule. mode: `exact` gives the same bits for any number of workers on the same kind of
+    hardware, `fast` the same to about 1e-5. precision: of the forward pass; weights and gradients are always fp32.
+    threads: per worker on a CPU; part of the result. forward_rows: in fast mode, at most so many rows go through the
+    network at once, which bounds memory; null for 256.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    global_batch: Annotated[int, Field(ge=2)] = 256
+    microbatch: Annotated[int, Field(ge=2)] = 32
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    head_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    mode: Literal["fast", "exact"] = "fast"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: Annotated[int, Field(ge=1)] = 2
+    forward_rows: Annotated[int, Field(ge=2)] | None = None
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one optimiser step, over all workers."""
+        return self.global_batch // self.microbatch
+
+    @property
+    def microbatches_per_forward(self) -> int:
+        """How many microbatches go through the network together at most."""
+        return 1 if self.mode == "exact" else max(1, (self.forward_rows or 256) // self.microbatch)
+
+    def __post_init__(self) -> None:
+        if faults := [*self._size_faults(), *self._mode_faults(), *self._schedule_faults()]:
+            raise UserError("; ".join(faults))
+
+    def _size_faults(self) -> list[str]:
+        if self.global_batch % self.microbatch == 0:
+            return []
+        lower = max(1, self.global_batch // self.microbatch) * self.microbatch
+        return [
+            f"global_batch {self.global_batch} is no multiple of microbatch {self.microbatch}: "
+            f"set global_batch to {lower} or {lower + self.microbatch}"
+        ]
+
+    def _mode_faults(self) -> list[str]:
+        faults = []
+        if self.mode == "exact" and self.precision == "fp16":
+            faults.append(
+                "mode exact cannot follow the changing loss scale of fp16: set precision to bf16 or mode to fast"
+            )
+        if self.mode == "exact" and self.forward_rows is not None:
+            faults.append("forward_rows has no effect in mode exact, which takes one microbatch at a time: remove it")
+        if self.mode == "fast" and self.forward_rows is not None and self.forward_rows % self.microbatch:
+            faults.append(f"forward_rows {self.forward_rows} is no multiple of microbatch {self.microbatch}")
+        return faults
+
+    def _schedule_faults(self) -> list[str]:
+        faults = []
+        if self.schedule == "step" and not self.milestones:
+            faults.append("schedule step needs milestones, e.g. [60, 80]")
+        if self.schedule != "step" and (self.milestones or self.decay is not None):
+            faults.append(
+                f"milestones and decay have no effect with schedule {self.schedule}: remove them or set it to step"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
+            faults.append(f"milestones {list(self.milestones)} must rise and lie before the end at epoch {self.epochs}")
+        if self.warmup_epochs >= self.epochs:
+            faults.append(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
+        return faults

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from raycluster.models import alexnet, resnet18, resnet50, smallnet, vgg16
+from raycluster.models.backbone import Backbone, FlattenTo, pool
+from raycluster.models.batchnorm import GhostBatchNorm
+from raycluster.types import UserError
+
+MODELS: dict[str, Any] = {
+    "smallnet": smallnet.Model,
+    "alexnet": alexnet.Model,
+    "vgg16": vgg16.Model,
+    "resnet18": resnet18.Model,
+    "resnet50": resnet50.Model,
+}
+
+
+@pytest.mark.parametrize("input", ["rgb", "sobel"])
+@pytest.mark.parametrize("name", ["smallnet", "resnet18"])
+def test_every_layer_can_be_seen(name: str, input: str) -> None:
+    backbone = MODELS[name](input=input).build(0).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for layer in backbone.layers:
+        assert len(backbone(images, layer)) == 2
+    assert backbone(images).shape == (2, backbone.num_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("alexnet", [55, 27, 13, 13, 13]), ("vgg16", [224] * 2 + [112] * 2 + [56] * 3)]
+)
+def test_map_sizes_at_224(name: str, sizes: list[int]) -> None:
+    backbone = MODELS[name]().build(0).eval()
+    with torch.no_grad():
+        for layer, size in zip(backbone.layers, sizes, strict=False):
+            assert backbone(torch.zeros(1, 3, 224, 224), layer).shape[2:] == (size, size)
+
+
+def test_alexnet_descriptor_is_fc7_before_its_relu() -> None:
+    backbone = alexnet.Model().build(0).eval()
+    features = backbone(torch.rand(2, 3, 224, 224))
+    assert features.shape == (2, 4096)
+    assert features.min() < 0
+    stage = [type(module).__name__ for module in backbone.body.fc6]
+    assert stage == ["ReLU", "MaxPool2d", "FlattenTo", "SeededDropout", "Linear"]
+
+
+def test_layers_are_seen_before_their_relu() -> None:
+    backbone = smallnet.Model(widths=(4, 8, 8)).build(0)
+    images = torch.rand(4, 3, 32, 32)
+    assert all(backbone(images, layer).min() < 0 for layer in backbone.layers[:-1])
+    assert backbone(images).min() >= 0
+
+
+def test_initial_weights() -> None:
+    backbone = alexnet.Model().build(3)
+    conv, linear = backbone.body.conv2[2], backbone.body.fc7[2]
+    assert conv.weight.std().item() == pytest.approx((2 / (25 * 256)) ** 0.5, rel=0.02)
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert conv.bias.eq(0).all()
+    assert linear.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["smallnet", "resnet18"])
+def test_the_seed_decides_the_weights_and_nothing_else(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = MODELS[name]().build(7).state_dict()
+    torch.rand(3)
+    second, other = MODELS[name]().build(7).state_dict(), MODELS[name]().build(8).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("resnet18", torchvision.models.resnet18), ("resnet50", torchvision.models.resnet50)]
+)
+def test_residual_networks_are_those_of_torchvision(name: str, theirs: Any) -> None:
+    ours, reference = MODELS[name]().build(1).eval(), theirs().eval()
+    missing, unexpected = reference.load_state_dict(ours.body.state_dict(), strict=False)
+    assert not unexpected
+    assert all(key.startswith("fc.") or key.endswith("num_batches_tracked") for key in missing)
+    reference.fc = nn.Identity()
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), reference(ours.front(images)))
+
+
+def test_small_stem_keeps_the_size() -> None:
+    backbone = resnet18.Model(stem="small").build(0).eval()
+    assert backbone(torch.zeros(1, 3, 32, 32), "layer1").shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["smallnet", "resnet18"])
+def test_features_repeat_and_do_not_depend_on_the_batch(name: str) -> None:
+    backbone, images = MODELS[name]().build(0).eval(), torch.rand(9, 3, 32, 32)
+    with torch.no_grad():
+        whole = backbone(images)
+        assert torch.equal(whole, backbone(images))
+        torch.testing.assert_close(whole, torch.cat([backbone(part) for part in images.split(2)]), atol=1e-5, rtol=1e-5)
+
+
+def test_every_normalisation_knows_microbatches() -> None:
+    for model in (smallnet.Model(), resnet18.Model(), resnet50.Model()):
+        modules = list(model.build(0).modules())
+        assert any(isinstance(module, GhostBatchNorm) for module in modules)
+        assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+
+
+def test_unknown_layer_is_named_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"conv9.*conv1, conv2"):
+        smallnet.Model().build(0)(torch.zeros(1, 3, 32, 32), "conv9")
+
+
+def test_pool_and_flatten() -> None:
+    maps = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(pool(maps), maps.mean((2, 3)))
+    assert pool(maps[:, :, 0, 0]).shape == (2, 3)
+    assert torch.equal(FlattenTo(4)(maps), maps.flatten(1))
+    assert FlattenTo(2)(maps).shape == (2, 12)
+
+
+def test_backbone_is_a_chain(tmp_path: Any) -> None:
+    body = {"a": nn.Conv2d(2, 4, 3), "b": nn.ReLU(), "c": nn.Flatten()}
+    backbone = Backbone(body, ("a", "c"), num_features=4, input="sobel")
+    images = torch.rand(2, 3, 3, 3)
+    torch.testing.assert_close(backbone(images), backbone(images, "a").relu().flatten(1))

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from raycluster.models import resnet18, smallnet
+from raycluster.models.backbone import Backbone
+from raycluster.models.batchnorm import GhostBatchNorm
+from raycluster.models.export import export, load_backbone
+from raycluster.types import UserError
+
+
+def _write(folder: Path, backbone: Backbone, settings: dict[str, object]) -> None:
+    weights, description = export(backbone, settings)
+    (folder / "backbone.safetensors").write_bytes(weights)
+    (folder / "backbone.json").write_bytes(description)
+
+
+def test_loaded_features_are_the_same_to_the_bit(tmp_path: Path) -> None:
+    backbone = smallnet.Model(input="sobel", widths=(8, 64)).build(5)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    backbone(images)
+    for module in backbone.modules():
+        if isinstance(module, GhostBatchNorm) and module.statistics is not None:
+            module.update(module.statistics)
+    _write(tmp_path, backbone, {"seed": 0, "model": {"name": "smallnet", "input": "sobel", "widths": [8, 64]}})
+    loaded = load_backbone(str(tmp_path))
+    assert not loaded.training
+    assert torch.equal(loaded(images), backbone.eval()(images))
+    assert json.loads((tmp_path / "backbone.json").read_text())["num_features"] == 64
+
+
+def test_weights_file_has_plain_names(tmp_path: Path) -> None:
+    weights = safetensors.torch.load(export(resnet18.Model().build(0), {"model": {"name": "resnet18"}})[0])
+    assert {"conv1.weight", "bn1.running_mean", "layer4.1.conv2.weight"} <= set(weights)
+
+
+def test_export_of_another_version_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, smallnet.Model(widths=(4, 8)).build(0), {"model": {"name": "smallnet", "widths": [8, 8]}})
+    with pytest.raises(UserError, match="cannot rebuild"):
+        load_backbone(str(tmp_path))
+
+
+def test_missing_export_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"backbone\.json"):
+        load_backbone(str(tmp_path / "nowhere"))

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from raycluster.models.heads import Heads
+from raycluster.training.optimiser import Optimisers, rate
+from raycluster.training.settings import TrainingSettings
+
+
+def test_constant_rate_after_warmup() -> None:
+    settings = TrainingSettings(warmup_epochs=2)
+    assert [rate(settings, epoch) for epoch in (0, 0.5, 1, 2, 50)] == [0, 0.25, 0.5, 1, 1]
+
+
+def test_cosine_rate() -> None:
+    settings = TrainingSettings(schedule="cosine", epochs=10)
+    assert [rate(settings, epoch) for epoch in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+
+
+def test_step_rate() -> None:
+    settings = TrainingSettings(schedule="step", milestones=(2, 4), epochs=10)
+    assert [rate(settings, epoch) for epoch in (1.99, 2, 3.99, 4)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def _body_and_heads() -> tuple[nn.Linear, Heads]:
+    body, heads = nn.Linear(2, 2), Heads(2, (3,), 0)
+    for parameter in (*body.parameters(), *heads.parameters()):
+        parameter.grad = torch.ones_like(parameter)
+    return body, heads
+
+
+def test_backbone_keeps_momentum_when_heads_are_new() -> None:
+    body, heads = _body_and_heads()
+    optimisers = Optimisers(body, heads, TrainingSettings(lr=1.0, weight_decay=0, momentum=0.5))
+    start, first = body.weight.detach().clone(), heads.linear[0].weight.detach().clone()
+    optimisers.step(0)
+    optimisers.step(0)
+    torch.testing.assert_close(start - body.weight, torch.full((2, 2), 2.5))
+    torch.testing.assert_close(first - heads.linear[0].weight, torch.full((3, 2), 2.0))
+    _, fresh = _body_and_heads()
+    optimisers.new_heads(fresh)
+    before = body.weight.detach().clone()
+    optimisers.step(0)
+    torch.testing.assert_close(before - body.weight, torch.full((2, 2), 1.75))
+    assert not torch.equal(fresh.linear[0].bias, torch.zeros(3))
+
+
+def test_heads_have_their_own_rate() -> None:
+    body, heads = _body_and_heads()
+    Optimisers(body, heads, TrainingSettings(lr=1.0, head_lr=0.25, weight_decay=0)).step(0)
+    torch.testing.assert_close(heads.linear[0].bias.detach(), torch.full((3,), -0.25))
+
+
+def test_state_continues() -> None:
+    settings = TrainingSettings(head_momentum=0.9)
+    body, heads = _body_and_heads()
+    optimisers = Optimisers(body, heads, settings)
+    optimisers.step(0)
+    state, weights = deepcopy(optimisers.state_dict()), body.weight.detach().clone()
+    optimisers.step(0)
+    expected = body.weight.detach().clone()
+    with torch.no_grad():
+        body.weight.copy_(weights)
+    again = Optimisers(body, heads, settings)
+    again.load_state_dict(state)
+    again.step(0)
+    assert torch.equal(body.weight, expected)
+
+
+def test_loss_scale_shrinks_on_overflow_and_grows_after_quiet() -> None:
+    optimisers = Optimisers(*_body_and_heads(), TrainingSettings(precision="fp16"))
+    scale = optimisers.loss_scale
+    assert not optimisers.in_range(torch.tensor([1.0, float("nan")]))
+    assert not optimisers.in_range(torch.tensor([float("inf")]))
+    assert optimisers.loss_scale == scale / 4
+    assert all(optimisers.in_range(torch.ones(2)) for _ in range(2000))
+    assert optimisers.loss_scale == scale / 2
