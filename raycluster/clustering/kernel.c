@@ -1,0 +1,517 @@
+/* The scan behind engine="int8": nearest centroids by 8-bit products with a proven error bound, decided in float.
+
+   A row x and a centroid c (both about the centroids' mean) are rounded to 8 bits with a scale of their own, x = X + dx
+   and c = C + dc. Then |x.c - X.C| <= |dx| |c| + |X| |dc| (Cauchy-Schwarz), where all four norms are known. So the score
+   x.c - |c|^2 / 2 of every centroid lies in a known interval; only those whose interval reaches above the best lower end
+   are candidates. They are computed again in float32, near-ties of these in float64. What even float64 cannot tell apart
+   (equal centroids) is left to the caller. Nothing of size rows x centroids is ever stored.
+
+   Integers are exact, so every processor finds the same candidates up to rounding, and the same labels to the bit. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define X86 1
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
+#define AVX2 __attribute__((target("avx2,fma")))
+#endif
+
+#define PANEL 64       /* centroids that are scanned together */
+#define GROUP 6        /* rows that are scanned together */
+#define TILE 384       /* rows whose candidates are kept at a time, a multiple of GROUP */
+#define CANDIDATES 48  /* room per row; a row with more is left to the caller */
+#define INFLATE 1.001f /* above every rounding error of a norm in float32: (D + 8) 2^-24 for D < 8192 */
+#define ROUNDING 0x1p-19f
+
+enum { PORTABLE = 0, WITH_AVX2 = 1, WITH_AVX512 = 2 };
+
+typedef struct {
+    int64_t num_centroids, dim, levels;
+    const float *exact;    /* (K, D) the centroids as they are */
+    const float *centre;   /* (D,) their mean */
+    const float *centred;  /* (K, D) centroids - centre */
+    const float *offsets;  /* (K,) -|centred|^2 / 2 */
+    const uint8_t *packed; /* (K / 64, D / 4, 64, 4) 8-bit values + levels, zero-padded */
+    const float *scales, *norms, *errors, *tops; /* (K padded): scale, |c|, |dc|, offset + its rounding error */
+    float reach, slack;    /* largest |centred|; relative error of two float32 scores */
+} target_t;
+
+typedef struct {
+    int8_t *values;        /* (TILE, padded dim) */
+    float *rows;           /* (TILE, dim) about the centre */
+    int32_t *start;        /* (TILE) -levels * sum of values: undoes the shift of the centroids */
+    float *scale, *error, *length, *slack, *floor; /* (TILE): see pack; floor is the best lower end of a score so far */
+    int32_t *count, *index; /* (TILE), (TILE, CANDIDATES) */
+    float *top;            /* (TILE, CANDIDATES) upper ends */
+} tile_t;
+
+int raycluster_support(void) {
+#ifdef X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return WITH_AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return WITH_AVX2;
+#endif
+    return PORTABLE;
+}
+
+/* ------------------------------------------------------------------------------------------------ rounding to 8 bits */
+
+/* One vector to whole numbers in [-levels, levels]; gives its scale, |v|, |v - scale q|, and the sum of q.
+   Eight partial sums: the compiler may use vectors without being allowed to reorder additions. */
+static inline __attribute__((always_inline)) void round_vector(const float *v, int64_t dim, float levels, int8_t *q,
+                                                               float *scale, float *norm, float *error, int32_t *sum) {
+    float most[16] = {0}, squares[16] = {0}, misses[16] = {0};
+    int64_t whole = dim & ~(int64_t)15, d, j;
+    for (d = 0; d < whole; d += 16)
+        for (j = 0; j < 16; j++) {
+            float size = fabsf(v[d + j]);
+            most[j] = size > most[j] ? size : most[j];
+        }
+    for (; d < dim; d++) most[0] = fabsf(v[d]) > most[0] ? fabsf(v[d]) : most[0];
+    float largest = 0;
+    for (j = 0; j < 16; j++) largest = most[j] > largest ? most[j] : largest;
+    int tiny = largest < 0x1p-60f; /* squares might vanish: such a vector counts as zero, and its size as its error */
+    float unit = tiny ? 0 : largest / levels, inverse = tiny ? 0 : levels / largest;
+    int32_t total = 0, totals[16] = {0};
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    for (d = 0; d < whole; d += 16)
+        for (j = 0; j < 16; j++) {
+            float rounded = (v[d + j] * inverse + magic) - magic;
+            float miss = v[d + j] - rounded * unit;
+            int32_t whole_number = (int32_t)rounded;
+            q[d + j] = (int8_t)whole_number;
+            totals[j] += whole_number;
+            squares[j] += v[d + j] * v[d + j];
+            misses[j] += miss * miss;
+        }
+    for (; d < dim; d++) {
+        float rounded = (v[d] * inverse + magic) - magic, miss = v[d] - rounded * unit;
+        q[d] = (int8_t)(int32_t)rounded;
+        total += (int32_t)rounded;
+        squares[0] += v[d] * v[d];
+        misses[0] += miss * miss;
+    }
+    float square = 0, missed = 0;
+    for (j = 0; j < 16; j++) square += squares[j], missed += misses[j], total += totals[j];
+    *scale = unit;
+    *norm = tiny ? largest * (float)dim : sqrtf(square) * INFLATE;
+    *error = tiny ? *norm : sqrtf(missed) * INFLATE + *norm * ROUNDING;
+    *sum = total;
+}
+
+/* Make the centroids ready; see target_t. scales, norms, errors, tops have room for a multiple of 64. */
+void raycluster_prepare(const float *centred, const float *offsets, int64_t num_centroids, int64_t dim, int64_t levels,
+                        uint8_t *packed, float *scales, float *norms, float *errors, float *tops) {
+    int64_t quads = (dim + 3) / 4, padded = (num_centroids + PANEL - 1) / PANEL * PANEL;
+    int8_t *q = calloc(quads * 4, 1);
+    int32_t unused;
+    for (int64_t k = 0; k < padded; k++) {
+        memset(q, 0, quads * 4);
+        scales[k] = norms[k] = errors[k] = 0;
+        tops[k] = -INFINITY;
+        if (k < num_centroids) {
+            round_vector(centred + k * dim, dim, (float)levels, q, scales + k, norms + k, errors + k, &unused);
+            tops[k] = offsets[k] + norms[k] * norms[k] * ROUNDING;
+        }
+        uint8_t *panel = packed + k / PANEL * quads * PANEL * 4 + k % PANEL * 4;
+        for (int64_t d = 0; d < quads * 4; d++) panel[d / 4 * PANEL * 4 + d % 4] = (uint8_t)(q[d] + levels);
+    }
+    free(q);
+}
+
+static inline __attribute__((always_inline)) void pack_rows(const float *values, int64_t num_rows, const target_t *target,
+                                                            tile_t *tile) {
+    int64_t dim = target->dim, width = (dim + 3) / 4 * 4;
+    for (int64_t row = 0; row < num_rows; row++) {
+        float *about = tile->rows + row * dim, norm;
+        int32_t sum;
+        for (int64_t d = 0; d < dim; d++) about[d] = values[row * dim + d] - target->centre[d];
+        round_vector(about, dim, 127, tile->values + row * width, tile->scale + row, &norm, tile->error + row, &sum);
+        tile->start[row] = -(int32_t)target->levels * sum;
+        tile->length[row] = norm + tile->error[row];
+        tile->slack[row] = target->slack * target->reach * (norm + target->reach / 2);
+        tile->floor[row] = -INFINITY;
+        tile->count[row] = 0;
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------- the scan */
+
+/* Keep the candidates of one row among the 64 of a panel, whose upper ends are known. Rare once the floor is good. */
+static void keep(tile_t *tile, int64_t row, int64_t first, const target_t *target, const float *tops) {
+    float *top = tile->top + row * CANDIDATES;
+    int32_t *index = tile->index + row * CANDIDATES, count = tile->count[row];
+    float best = tile->floor[row];
+    for (int j = 0; j < PANEL; j++) {
+        int64_t k = first + j;
+        float below = tops[j] - 2.002f * (tile->error[row] * target->norms[k] + tile->length[row] * target->errors[k] +
+                                          ROUNDING * target->norms[k] * target->norms[k]) - tile->slack[row];
+        if (below > best) best = below;
+    }
+    for (int j = 0; j < PANEL; j++) {
+        if (tops[j] < best || count > CANDIDATES) continue;
+        if (count == CANDIDATES) {
+            int32_t kept = 0;
+            for (int32_t i = 0; i < count; i++)
+                if (top[i] >= best) top[kept] = top[i], index[kept++] = index[i];
+            count = kept;
+        }
+        if (count < CANDIDATES) {
+            top[count] = tops[j];
+            index[count] = (int32_t)(first + j);
+        }
+        count++; /* one too many says that there was no room */
+    }
+    tile->floor[row] = best;
+    tile->count[row] = count;
+}
+
+static void scan_portable(tile_t *tile, int64_t num_rows, const target_t *target) {
+    int64_t quads = (target->dim + 3) / 4, num_panels = (target->num_centroids + PANEL - 1) / PANEL;
+    for (int64_t p = 0; p < num_panels; p++)
+        for (int64_t row = 0; row < num_rows; row++) {
+            const uint8_t *panel = target->packed + p * quads * PANEL * 4;
+            const int8_t *x = tile->values + row * quads * 4;
+            int32_t dots[PANEL];
+            float tops[PANEL];
+            int found = 0;
+            for (int j = 0; j < PANEL; j++) dots[j] = tile->start[row];
+            for (int64_t d = 0; d < quads; d++, panel += PANEL * 4)
+                for (int j = 0; j < PANEL; j++)
+                    for (int i = 0; i < 4; i++) dots[j] += panel[j * 4 + i] * x[d * 4 + i];
+            for (int j = 0; j < PANEL; j++) {
+                int64_t k = p * PANEL + j;
+                tops[j] = dots[j] * target->scales[k] * tile->scale[row] + target->tops[k] +
+                          tile->error[row] * target->norms[k] + tile->length[row] * target->errors[k];
+                found |= tops[j] >= tile->floor[row];
+            }
+            if (found) keep(tile, row, p * PANEL, target, tops);
+        }
+}
+
+#ifdef X86
+/* As keep, with the 64 upper ends in four vectors. */
+AVX512 static void keep_avx512(tile_t *tile, int64_t row, int64_t first, const target_t *target, const __m512 *tops) {
+    float *top = tile->top + row * CANDIDATES;
+    int32_t *index = tile->index + row * CANDIDATES, count = tile->count[row];
+    __m512 error = _mm512_set1_ps(tile->error[row]), length = _mm512_set1_ps(tile->length[row]);
+    __m512 twice = _mm512_set1_ps(-2.002f), rounding = _mm512_set1_ps(ROUNDING), best = _mm512_set1_ps(-INFINITY);
+    for (int c = 0; c < 4; c++) {
+        __m512 norm = _mm512_loadu_ps(target->norms + first + 16 * c);
+        __m512 half = _mm512_mul_ps(length, _mm512_loadu_ps(target->errors + first + 16 * c));
+        half = _mm512_fmadd_ps(error, norm, half);
+        half = _mm512_fmadd_ps(rounding, _mm512_mul_ps(norm, norm), half);
+        best = _mm512_max_ps(best, _mm512_fmadd_ps(twice, half, tops[c]));
+    }
+    float floor = _mm512_reduce_max_ps(best) - tile->slack[row];
+    if (!(floor > tile->floor[row])) floor = tile->floor[row];
+    tile->floor[row] = floor;
+    for (int c = 0; c < 4 && count <= CANDIDATES; c++) {
+        __mmask16 found = _mm512_cmp_ps_mask(tops[c], _mm512_set1_ps(floor), _CMP_GE_OQ);
+        int32_t more = _mm_popcnt_u32(found);
+        if (count + more > CANDIDATES) {
+            int32_t kept = 0;
+            for (int32_t i = 0; i < count; i++)
+                if (top[i] >= floor) top[kept] = top[i], index[kept++] = index[i];
+            count = kept;
+        }
+        if (more && count + more <= CANDIDATES) {
+            __m512i places = _mm512_add_epi32(_mm512_set1_epi32((int32_t)first + 16 * c),
+                                              _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+            _mm512_mask_compressstoreu_ps(top + count, found, tops[c]);
+            _mm512_mask_compressstoreu_epi32(index + count, found, places);
+        }
+        count = count + more <= CANDIDATES ? count + more : CANDIDATES + 1; /* one too many: there was no room */
+    }
+    tile->count[row] = count;
+}
+
+/* Products of 6 rows and 64 centroids. Named sums: an array of them would not stay in registers. */
+AVX512 static inline __attribute__((always_inline)) void products_avx512(const int8_t *x, const uint8_t *panel,
+                                                                         int64_t quads, const int32_t *start,
+                                                                         __m512i dots[GROUP][4]) {
+#define BEGIN(r) __m512i s##r = _mm512_set1_epi32(start[r]), d##r##0 = s##r, d##r##1 = s##r, d##r##2 = s##r, d##r##3 = s##r;
+#define STEP(r)                                                      \
+    {                                                                \
+        int32_t four;                                                \
+        memcpy(&four, x + (r * quads + d) * 4, 4);                   \
+        __m512i one = _mm512_set1_epi32(four);                       \
+        d##r##0 = _mm512_dpbusd_epi32(d##r##0, c0, one);             \
+        d##r##1 = _mm512_dpbusd_epi32(d##r##1, c1, one);             \
+        d##r##2 = _mm512_dpbusd_epi32(d##r##2, c2, one);             \
+        d##r##3 = _mm512_dpbusd_epi32(d##r##3, c3, one);             \
+    }
+#define END(r) dots[r][0] = d##r##0, dots[r][1] = d##r##1, dots[r][2] = d##r##2, dots[r][3] = d##r##3;
+    BEGIN(0) BEGIN(1) BEGIN(2) BEGIN(3) BEGIN(4) BEGIN(5)
+    for (int64_t d = 0; d < quads; d++, panel += PANEL * 4) {
+        __m512i c0 = _mm512_loadu_si512(panel), c1 = _mm512_loadu_si512(panel + 64);
+        __m512i c2 = _mm512_loadu_si512(panel + 128), c3 = _mm512_loadu_si512(panel + 192);
+        STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5)
+    }
+    END(0) END(1) END(2) END(3) END(4) END(5)
+}
+
+AVX512 static void scan_avx512(tile_t *tile, int64_t num_rows, const target_t *target) {
+    int64_t quads = (target->dim + 3) / 4, num_panels = (target->num_centroids + PANEL - 1) / PANEL;
+    for (int64_t p = 0; p < num_panels; p++)
+        for (int64_t row = 0; row < num_rows; row += GROUP) {
+            __m512i dots[GROUP][4];
+            products_avx512(tile->values + row * quads * 4, target->packed + p * quads * PANEL * 4, quads,
+                            tile->start + row, dots);
+            const float *scales = target->scales + p * PANEL, *norms = target->norms + p * PANEL;
+            const float *errors = target->errors + p * PANEL, *ends = target->tops + p * PANEL;
+            for (int r = 0; r < GROUP; r++) {
+                __m512 scale = _mm512_set1_ps(tile->scale[row + r]), error = _mm512_set1_ps(tile->error[row + r]);
+                __m512 length = _mm512_set1_ps(tile->length[row + r]), floor = _mm512_set1_ps(tile->floor[row + r]);
+                __m512 tops[4];
+                __mmask16 found = 0;
+                for (int c = 0; c < 4; c++) {
+                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r][c]), _mm512_loadu_ps(scales + 16 * c));
+                    __m512 top = _mm512_fmadd_ps(product, scale, _mm512_loadu_ps(ends + 16 * c));
+                    top = _mm512_fmadd_ps(error, _mm512_loadu_ps(norms + 16 * c), top);
+                    tops[c] = _mm512_fmadd_ps(length, _mm512_loadu_ps(errors + 16 * c), top);
+                    found |= _mm512_cmp_ps_mask(tops[c], floor, _CMP_GE_OQ);
+                }
+                if (found) keep_avx512(tile, row + r, p * PANEL, target, tops);
+            }
+        }
+}
+
+/* Products of 7-bit centroids and 8-bit rows: sums of two fit 16 bits. */
+AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const target_t *target) {
+    int64_t quads = (target->dim + 3) / 4, num_panels = (target->num_centroids + PANEL - 1) / PANEL;
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int64_t p = 0; p < num_panels; p++)
+        for (int64_t row = 0; row < num_rows; row += GROUP)
+            for (int half = 0; half < 4; half++) { /* 16 centroids by 6 rows: 12 sums fit the registers */
+                const uint8_t *panel = target->packed + p * quads * PANEL * 4 + half * 64;
+                const int8_t *x = tile->values + row * quads * 4;
+                __m256i dots[GROUP][2];
+                for (int r = 0; r < GROUP; r++) dots[r][0] = dots[r][1] = _mm256_set1_epi32(tile->start[row + r]);
+                for (int64_t d = 0; d < quads; d++, panel += PANEL * 4) {
+                    __m256i c0 = _mm256_loadu_si256((const void *)panel);
+                    __m256i c1 = _mm256_loadu_si256((const void *)(panel + 32));
+#pragma GCC unroll 6
+                    for (int r = 0; r < GROUP; r++) {
+                        int32_t four;
+                        memcpy(&four, x + (r * quads + d) * 4, 4);
+                        __m256i one = _mm256_set1_epi32(four);
+                        __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(c0, one), ones);
+                        __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(c1, one), ones);
+                        dots[r][0] = _mm256_add_epi32(dots[r][0], a);
+                        dots[r][1] = _mm256_add_epi32(dots[r][1], b);
+                    }
+                }
+                int64_t first = p * PANEL + half * 16;
+                for (int r = 0; r < GROUP; r++) {
+                    float tops[PANEL];
+                    int found = 0;
+                    int32_t stored[16];
+                    _mm256_storeu_si256((void *)stored, dots[r][0]);
+                    _mm256_storeu_si256((void *)(stored + 8), dots[r][1]);
+                    for (int j = 0; j < 16; j++) {
+                        tops[j] = stored[j] * target->scales[first + j] * tile->scale[row + r] + target->tops[first + j] +
+                                  tile->error[row + r] * target->norms[first + j] +
+                                  tile->length[row + r] * target->errors[first + j];
+                        found |= tops[j] >= tile->floor[row + r];
+                    }
+                    if (found) {
+                        float all[PANEL];
+                        for (int j = 0; j < PANEL; j++) all[j] = -INFINITY;
+                        memcpy(all + half * 16, tops, sizeof(float) * 16);
+                        keep(tile, row + r, p * PANEL, target, all);
+                    }
+                }
+            }
+}
+#endif
+
+/* -------------------------------------------------------------------------------------------------------- the decision */
+
+static inline __attribute__((always_inline)) float dot(const float *a, const float *b, int64_t dim) {
+    float sums[32] = {0}, total = 0;
+    int64_t d = 0;
+    for (; d + 32 <= dim; d += 32)
+        for (int j = 0; j < 32; j++) sums[j] += a[d + j] * b[d + j];
+    for (; d < dim; d++) sums[0] += a[d] * b[d];
+    for (int j = 0; j < 32; j++) total += sums[j];
+    return total;
+}
+
+static inline __attribute__((always_inline)) double distance(const float *a, const float *b, int64_t dim) {
+    double sums[8] = {0}, total = 0;
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8)
+        for (int j = 0; j < 8; j++) {
+            double apart = (double)a[d + j] - b[d + j];
+            sums[j] += apart * apart;
+        }
+    for (; d < dim; d++) sums[0] += ((double)a[d] - b[d]) * ((double)a[d] - b[d]);
+    for (int j = 0; j < 8; j++) total += sums[j];
+    return total;
+}
+
+/* Nearest of the candidates by float64 distances; -1 where their rounding errors could decide. */
+static inline __attribute__((always_inline)) int64_t decide(const float *x, const int32_t *index, int32_t count,
+                                                            const target_t *target) {
+    double best = INFINITY, second = INFINITY;
+    int64_t label = -1;
+    for (int32_t i = 0; i < count; i++) {
+        double apart = distance(x, target->exact + index[i] * target->dim, target->dim);
+        if (apart < best) {
+            second = best;
+            best = apart;
+            label = index[i];
+        } else if (apart < second) {
+            second = apart;
+        }
+    }
+    return second - best > 4 * (target->dim + 8) * 0x1p-53 * second ? label : -1;
+}
+
+static inline __attribute__((always_inline)) void settle(const float *values, int64_t num_rows, tile_t *tile,
+                                                         const target_t *target, int64_t *labels) {
+    for (int64_t row = 0; row < num_rows; row++) {
+        int32_t *index = tile->index + row * CANDIDATES, count = tile->count[row], kept = 0;
+        float *top = tile->top + row * CANDIDATES, best = -INFINITY;
+        labels[row] = -1;
+        if (count > CANDIDATES || !(tile->length[row] < 0x1p50f)) continue; /* too many, or squares leave float32 */
+        for (int32_t i = 0; i < count; i++)
+            if (top[i] >= tile->floor[row]) index[kept++] = index[i];
+        if (kept == 1) {
+            labels[row] = index[0];
+            continue;
+        }
+        for (int32_t i = 0; i < kept; i++) {
+            const float *centroid = target->centred + index[i] * target->dim;
+            top[i] = dot(tile->rows + row * target->dim, centroid, target->dim) + target->offsets[index[i]];
+            if (top[i] > best) best = top[i];
+        }
+        count = 0;
+        for (int32_t i = 0; i < kept; i++)
+            if (!(top[i] < best - tile->slack[row])) index[count++] = index[i];
+        labels[row] = count == 1 ? index[0] : decide(values + row * target->dim, index, count, target);
+    }
+}
+
+/* A floor from a label that may still be right: fewer centroids come into question on the way. */
+static inline __attribute__((always_inline)) void guess(const int64_t *previous, int64_t num_rows, tile_t *tile,
+                                                        const target_t *target) {
+    for (int64_t row = 0; row < num_rows; row++) {
+        int64_t k = previous[row];
+        if (k < 0 || k >= target->num_centroids) continue;
+        float score = dot(tile->rows + row * target->dim, target->centred + k * target->dim, target->dim);
+        tile->floor[row] = score + target->offsets[k] - 2.5f * tile->slack[row];
+    }
+}
+
+#define SEARCH(name, scan)                                                                                       \
+    static void name(const float *values, int64_t num_rows, const target_t *target, const int64_t *previous,     \
+                     tile_t *tile, int64_t *labels) {                                                            \
+        for (int64_t start = 0; start < num_rows; start += TILE) {                                               \
+            int64_t count = num_rows - start < TILE ? num_rows - start : TILE;                                   \
+            const float *rows = values + start * target->dim;                                                    \
+            pack_rows(rows, count, target, tile);                                                                \
+            if (previous) guess(previous + start, count, tile, target);                                          \
+            for (int64_t row = count; row % GROUP; row++) tile->floor[row] = INFINITY; /* rows that are not there */ \
+            scan(tile, count, target);                                                                           \
+            settle(rows, count, tile, target, labels + start);                                                   \
+        }                                                                                                        \
+    }
+
+SEARCH(search_portable, scan_portable)
+#ifdef X86
+AVX512 SEARCH(search_avx512, scan_avx512)
+AVX2 SEARCH(search_avx2, scan_avx2)
+#endif
+
+/* Labels of the nearest centroids, -1 where it could not be decided. previous: labels to start from, or NULL.
+   Returns how many are -1, or -1 if there is no memory. */
+int64_t raycluster_search(const float *values, int64_t num_rows, const target_t *target, const int64_t *previous,
+                          int64_t support, int64_t *labels) {
+    int64_t width = (target->dim + 3) / 4 * 4, undecided = 0;
+    size_t per_row = width + 4 * (target->dim + 7 + 2 * CANDIDATES) + 64;
+    char *memory = calloc(TILE, per_row), *at = memory;
+    if (!memory) return -1;
+    tile_t tile;
+#define TAKE(field, count) tile.field = (void *)at, at += sizeof(*tile.field) * TILE * (count)
+    TAKE(rows, target->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(slack, 1);
+    TAKE(floor, 1), TAKE(count, 1), TAKE(index, CANDIDATES), TAKE(top, CANDIDATES), TAKE(values, width);
+#ifdef X86
+    if (support == WITH_AVX512)
+        search_avx512(values, num_rows, target, previous, &tile, labels);
+    else if (support == WITH_AVX2)
+        search_avx2(values, num_rows, target, previous, &tile, labels);
+    else
+#endif
+        search_portable(values, num_rows, target, previous, &tile, labels);
+    free(memory);
+    for (int64_t row = 0; row < num_rows; row++) undecided += labels[row] < 0;
+    return undecided;
+}
+
+/* ------------------------------------------------------------------------------------------------------ order-free sums */
+
+/* Adding 1.5 * 2^52 rounds to a whole number, whose low bits are then those of the float: no conversion is needed. */
+#define MAGIC 6755399441055744.0
+
+static inline __attribute__((always_inline)) int64_t bits(double value) {
+    int64_t result;
+    memcpy(&result, &value, sizeof result);
+    return result;
+}
+
+#define SUMS(suffix, ...)                                                                                               \
+    __VA_ARGS__ static void sums_##suffix(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale, \
+                              int64_t *totals, int64_t *counts) {                                                   \
+        for (int64_t row = 0; row < num_rows; row++) {                                                               \
+            const float *x = values + row * dim;                                                                     \
+            int64_t *restrict total = totals + labels[row] * dim;                                                    \
+            counts[labels[row]]++;                                                                                   \
+            for (int64_t d = 0; d < dim; d++) total[d] += bits(x[d] * scale + MAGIC) - bits(MAGIC);                  \
+        }                                                                                                            \
+    }                                                                                                                \
+    __VA_ARGS__ static int64_t spread_##suffix(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim,        \
+                                   double scale, const float *centroids) {                                          \
+        int64_t sum = 0;                                                                                             \
+        for (int64_t row = 0; row < num_rows; row++) {                                                               \
+            const float *x = values + row * dim, *c = centroids + labels[row] * dim;                                 \
+            for (int64_t d = 0; d < dim; d++) {                                                                      \
+                double apart = (double)x[d] - c[d];                                                                  \
+                sum += bits(apart * apart * scale + MAGIC) - bits(MAGIC);                                            \
+            }                                                                                                        \
+        }                                                                                                            \
+        return sum;                                                                                                  \
+    }
+
+SUMS(portable, )
+#ifdef X86
+SUMS(avx512, AVX512)
+SUMS(avx2, AVX2)
+#endif
+
+/* Add round(values * scale), |values * scale| < 2^51, to the totals (K, D) and counts (K) of their labels. */
+void raycluster_sums(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale,
+                     int64_t support, int64_t *totals, int64_t *counts) {
+#ifdef X86
+    if (support == WITH_AVX512) return sums_avx512(values, labels, num_rows, dim, scale, totals, counts);
+    if (support == WITH_AVX2) return sums_avx2(values, labels, num_rows, dim, scale, totals, counts);
+#endif
+    sums_portable(values, labels, num_rows, dim, scale, totals, counts);
+}
+
+/* Sum of round((x - c)^2 * scale), each below 2^51, over all values of the rows and the centroids of their labels. */
+int64_t raycluster_spread(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale,
+                          int64_t support, const float *centroids) {
+#ifdef X86
+    if (support == WITH_AVX512) return spread_avx512(values, labels, num_rows, dim, scale, centroids);
+    if (support == WITH_AVX2) return spread_avx2(values, labels, num_rows, dim, scale, centroids);
+#endif
+    return spread_portable(values, labels, num_rows, dim, scale, centroids);
+}

@@ -1,0 +1,186 @@
+"""The compiled kernel: built from `kernel.c` by the machine's C compiler when first needed, then kept in a cache.
+
+Without a compiler, or on a processor without AVX2, there is none: one line says so, and the torch engine does the work.
+The results are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PORTABLE, AVX2, AVX512 = 0, 1, 2
+SUPPORT_NAMES = {PORTABLE: "portable", AVX2: "AVX2", AVX512: "AVX-512 VNNI"}
+# AVX2 adds up two products in 16 bits, which 7-bit centroids never overflow.
+_LEVELS = {PORTABLE: 127, AVX2: 63, AVX512: 127}
+_PANEL = 64
+_LARGEST_DIM = 1 << 15
+_REACH = (2.0**-40, 2.0**40)
+_FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
+
+log = logging.getLogger(__name__)
+
+
+class _Target(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("num_centroids", "dim", "levels")]
+        + [(name, ctypes.c_void_p) for name in ("exact", "centre", "centred", "offsets")]
+        + [(name, ctypes.c_void_p) for name in ("packed", "scales", "norms", "errors", "tops")]
+        + [(name, ctypes.c_float) for name in ("reach", "slack")]
+    )
+
+
+class Packed(NamedTuple):
+    """Centroids in the form the kernel scans, with the arrays that it points to. support: the processor it is for."""
+
+    structure: _Target
+    arrays: tuple[NDArray[np.generic], ...]
+    support: int
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The kernel, compiled if need be; None, with one line in the log, where it cannot be."""
+    source = Path(__file__).with_name("kernel.c").read_bytes()
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
+    try:
+        path = _cache() / f"kernel-{sha256(source + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
+        if not path.exists():
+            if compiler is None:
+                raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
+            _compile(compiler, path)
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("k-means without its compiled kernel, several times slower, same results: %s", error)
+        return None
+
+
+@lru_cache(maxsize=1)
+def support() -> int | None:
+    """The vector instructions that the kernel finds here, one of AVX512, AVX2, PORTABLE; None without a kernel."""
+    kernel = library()
+    return None if kernel is None else int(kernel.raycluster_support())
+
+
+def pack(
+    exact: NDArray[np.float32],
+    centre: NDArray[np.float32],
+    centred: NDArray[np.float32],
+    offsets: NDArray[np.float32],
+    reach: float,
+    instructions: int,
+) -> Packed | None:
+    """Make centroids ready (see `nearest.Target`); None if they are outside of what the error bounds cover."""
+    num_centroids, dim = centred.shape
+    if dim > _LARGEST_DIM or not _REACH[0] < reach < _REACH[1]:
+        return None
+    padded = -(-num_centroids // _PANEL) * _PANEL
+    packed = np.empty((padded, -(-dim // 4) * 4), np.uint8)
+    tables = np.empty((4, padded), np.float32)
+    kernel = library()
+    assert kernel is not None
+    sizes, outputs = (num_centroids, dim, _LEVELS[instructions]), [_at(array) for array in (packed, *tables)]
+    kernel.raycluster_prepare(_at(centred), _at(offsets), *sizes, *outputs)
+    arrays = (exact, centre, centred, offsets, packed, *tables)
+    slack = 2.04 * (dim + 8) * 2.0**-24
+    structure = _Target(*sizes, *[_at(array) for array in arrays], reach, slack)
+    return Packed(structure, arrays, instructions)
+
+
+def search(
+    values: NDArray[np.float32], target: Packed, previous: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], int]:
+    """Labels (n,) of the nearest centroids, -1 where only a caller can decide, and how many these are."""
+    kernel = library()
+    assert kernel is not None
+    rows, labels = np.ascontiguousarray(values), np.empty(len(values), np.int64)
+    hint = None if previous is None else np.ascontiguousarray(previous, np.int64)
+    undecided = kernel.raycluster_search(
+        _at(rows),
+        len(rows),
+        ctypes.byref(target.structure),
+        None if hint is None else _at(hint),
+        target.support,
+        _at(labels),
+    )
+    if undecided < 0:
+        raise MemoryError("no memory left for the search of nearest centroids")
+    return labels, undecided
+
+
+def add_rows(
+    values: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    scale: float,
+    totals: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> None:
+    """Add round(values * scale) to the totals (K, D), and 1 to the counts (K,), of their labels, in place."""
+    kernel = library()
+    assert kernel is not None
+    rows, chosen = np.ascontiguousarray(values), np.ascontiguousarray(labels)
+    kernel.raycluster_sums(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(totals), _at(counts))
+
+
+def spread(values: NDArray[np.float32], labels: NDArray[np.int64], scale: float, centroids: NDArray[np.float32]) -> int:
+    """Sum of round((x - c)^2 * scale) over all values, c the centroid of the row's label."""
+    kernel = library()
+    assert kernel is not None
+    rows, chosen = np.ascontiguousarray(values), np.ascontiguousarray(labels)
+    return int(kernel.raycluster_spread(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(centroids)))
+
+
+def _at(array: NDArray[Any]) -> int:
+    assert array.flags.c_contiguous
+    return array.ctypes.data
+
+
+def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    kernel.raycluster_prepare.argtypes = [pointer, pointer, whole, whole, whole, *[pointer] * 5]
+    kernel.raycluster_prepare.restype = None
+    kernel.raycluster_search.argtypes = [pointer, whole, pointer, pointer, whole, pointer]
+    kernel.raycluster_search.restype = whole
+    kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer, pointer]
+    kernel.raycluster_sums.restype = None
+    kernel.raycluster_spread.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
+    kernel.raycluster_spread.restype = whole
+    return kernel
+
+
+def _cache() -> Path:
+    """A folder that is the user's own; nobody else may put a library there."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "raycluster"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="raycluster-"))
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile into a temporary file beside `path`, then move it there in one step: many processes may start at once."""
+    source = Path(__file__).with_name("kernel.c")
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    command = [compiler, *_FLAGS, "-o", str(temporary), str(source), "-lm"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:300]}")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""Clusters of clusters: each cluster is divided again, with a share of the next level's clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.start import digest_rows, too_few
+from raycluster.features import Features, LocalFeatures
+from raycluster.seeding import seed_for
+from raycluster.types import Block, UserError
+
+_BLOCK_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Levels of clusters, the coarsest first. Row i belongs to samples[i] (ascending).
+
+    labels: per level (N,) int64. centroids: per level (K, D) float32. parents: per level (K,) int64, the cluster of the
+    level above that each belongs to (zeros for the first).
+    """
+
+    samples: NDArray[np.int64]
+    labels: list[NDArray[np.int64]]
+    centroids: list[NDArray[np.float32]]
+    parents: list[NDArray[np.int64]]
+
+
+def grow(features: Features, sizes: Sequence[int], *, seed: int, options: Mapping[str, Any]) -> Tree:
+    """See `raycluster.kmeans_tree`. options: of k-means."""
+    if not sizes or sizes[0] < 1 or any(later < size for size, later in pairwise(sizes)):
+        raise UserError(f"sizes must be numbers of clusters that do not fall, such as [10, 1000]; seen {list(sizes)}")
+    first = kmeans(features, sizes[0], seed=seed, **options)
+    tree = Tree(first.samples, [first.labels], [first.centroids], [np.zeros(sizes[0], np.int64)])
+    for level, size in enumerate(sizes[1:], 1):
+        _divide(features, tree, size, seed_for(seed, "kmeans tree", level), options)
+    return tree
+
+
+def _divide(features: Features, tree: Tree, size: int, seed: int, options: Mapping[str, Any]) -> None:
+    above, groups = tree.labels[-1], len(tree.centroids[-1])
+    members = np.split(np.argsort(above, kind="stable"), np.cumsum(np.bincount(above, minlength=groups))[:-1])
+    shares = _shares(np.array([_num_distinct(features, tree.samples[rows], size) for rows in members]), members, size)
+    labels, centroids, parents = np.empty_like(above), [], np.repeat(np.arange(groups), shares)
+    for group, (rows, share) in enumerate(zip(members, shares, strict=True)):
+        values = features.rows(tree.samples[rows])
+        cuts = range(0, len(rows), _BLOCK_ROWS)
+        blocks = [Block(tree.samples[rows[cut : cut + _BLOCK_ROWS]], values[cut : cut + _BLOCK_ROWS]) for cut in cuts]
+        found = kmeans(LocalFeatures(blocks), int(share), seed=seed_for(seed, "kmeans group", group), **options)
+        labels[rows] = found.labels + shares[:group].sum()
+        centroids.append(found.centroids)
+    tree.labels.append(labels)
+    tree.centroids.append(np.concatenate(centroids))
+    tree.parents.append(parents)
+
+
+def _num_distinct(features: Features, samples: NDArray[np.int64], most: int) -> int:
+    """How many distinct rows a group has; no more than `most` matter."""
+    seen: set[bytes] = set()
+    for start in range(0, len(samples), _BLOCK_ROWS):
+        seen.update(map(bytes, digest_rows(features.rows(samples[start : start + _BLOCK_ROWS]))))
+        if len(seen) >= most:
+            break
+    return len(seen)
+
+
+def _shares(distinct: NDArray[np.int64], members: Sequence[NDArray[np.intp]], size: int) -> NDArray[np.int64]:
+    """How many clusters each group gets: one, and of the rest what its rows ask for most, never more than distinct."""
+    if distinct.sum() < size:
+        raise UserError(too_few(int(distinct.sum()), size))
+    rows = np.array([len(group) for group in members], np.float64)
+    shares = np.minimum(np.maximum(1, np.floor(rows / rows.sum() * size).astype(np.int64)), distinct)
+    while shares.sum() != size:
+        wish = rows / rows.sum() * size - shares
+        if shares.sum() < size:
+            shares[np.argmax(np.where(shares < distinct, wish, -np.inf))] += 1
+        else:
+            shares[np.argmin(np.where(shares > 1, wish, np.inf))] -= 1
+    return shares

@@ -1,0 +1,151 @@
+"""PCA whitening and row normalisation (Caron et al. 2018, section 3.3), exact in any order of summation.
+
+Values are rounded to integers small enough for float64 products of many of them to be exact, so that neither the blocks
+nor a library's order of summation can change a bit of the moments or of the whitened features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from raycluster.features import Extent, Features, device, extent
+from raycluster.types import Block, UserError
+
+# 20 bits and a sign-free centre: |q| <= 2^19, so 2^14 products of 38 bits fit the 53 bits of a float64.
+_BITS = 20
+_EXACT_ROWS = 1 << 14
+_PIECE_ENTRIES = 1 << 22
+# Columns multiplied at a time: bounds memory, and spares almost half the work of a symmetric product.
+_STRIPE = 1024
+# Smaller eigenvalues are raised to this share of the largest (as in DeeperCluster's code): no noise is blown up.
+_FLOOR = 1e-5
+
+
+class Whitening(NamedTuple):
+    """Map x to (x - mean) @ projection, whose columns have variance 1 and no correlation, the widest first.
+
+    mean: (D,) float64. projection: (D, d) float64. step: (D,) float64, what each column of x is rounded to.
+    """
+
+    mean: NDArray[np.float64]
+    projection: NDArray[np.float64]
+    step: NDArray[np.float64]
+
+
+def fit_whitening(features: Features, dim: int) -> Whitening:
+    """Whitening of features to dim columns; directions of (almost) no variance are not blown up.
+
+    Raises UserError if values are not finite, or if dim is larger than the number of columns or of rows.
+    """
+    size = extent(features)
+    if not 1 <= dim <= min(features.dim, size.num_rows):
+        raise UserError(
+            f"cannot whiten {size.num_rows} rows of {features.dim} columns to {dim}: the whitened width must be at "
+            f"least 1 and at most either; choose another width, or add images"
+        )
+    mean, covariance, step = _covariance(features, size)
+    return Whitening(mean, _projection(covariance, dim), step)
+
+
+def whiten(features: Features, dim: int) -> Features:
+    """Whitened features of dim columns, each row divided by its Euclidean norm; a row at the mean stays zero."""
+    whitening = fit_whitening(features, dim)
+    weights, unit = _exact_weights(whitening)
+    return features.map(_project, whitening.mean, whitening.step, weights, unit)
+
+
+def _grid(size: Extent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre and step (D,) of the integers that stand for each column; a constant column has step 1."""
+    low, high = size.low.astype(np.float64), size.high.astype(np.float64)
+    bits = min(_BITS, (64 - size.num_rows.bit_length()) // 2)
+    step = (high - low) / 2.0**bits
+    return (low + high) / 2, np.where(step > 0, step, 1.0)
+
+
+def _covariance(
+    features: Features, size: Extent
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (D,), covariance (D, D) and the step (D,) to which values were rounded for it."""
+    centre, step = _grid(size)
+    (sums,) = features.fold(_sums, centre, step)
+    products = np.empty((features.dim, features.dim))
+    for start in range(0, features.dim, _STRIPE):
+        stop = min(start + _STRIPE, features.dim)
+        (stripe,) = features.fold(_products, centre, step, start, stop)
+        products[:stop, start:stop] = stripe
+        products[start:stop, :stop] = stripe.T
+    mean = sums / size.num_rows
+    covariance = (products / size.num_rows - np.outer(mean, mean)) * np.outer(step, step)
+    return centre + mean * step, covariance, step
+
+
+def _rounded(block: Block, centre: NDArray[np.float64], step: NDArray[np.float64]) -> Iterator[torch.Tensor]:
+    """Values as whole numbers of steps off the centre, some rows at a time: (n, D) float64."""
+    size = min(_EXACT_ROWS, max(1, _PIECE_ENTRIES // len(step)))
+    for start in range(0, len(block.values), size):
+        yield torch.from_numpy(np.rint((block.values[start : start + size] - centre) / step)).to(device())
+
+
+def _sums(block: Block, centre: NDArray[np.float64], step: NDArray[np.float64]) -> tuple[NDArray[np.int64]]:
+    sums = np.zeros(len(step), np.int64)
+    for rounded in _rounded(block, centre, step):
+        sums += rounded.sum(dim=0).cpu().numpy().astype(np.int64)
+    return (sums,)
+
+
+def _products(
+    block: Block, centre: NDArray[np.float64], step: NDArray[np.float64], start: int, stop: int
+) -> tuple[NDArray[np.int64]]:
+    """Sums of products of columns 0..stop with columns start..stop, (stop, stop - start)."""
+    products = np.zeros((stop, stop - start), np.int64)
+    for rounded in _rounded(block, centre, step):
+        products += (rounded[:, :stop].T @ rounded[:, start:stop]).cpu().numpy().astype(np.int64)
+    return (products,)
+
+
+def _projection(covariance: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
+    """The dim principal directions as columns (D, dim), each divided by the deviation along it."""
+    last = len(covariance) - 1
+    with threadpool_limits(1, user_api="blas"):  # the number of threads must not change a bit
+        variances, directions = scipy.linalg.eigh(covariance, subset_by_index=(last - dim + 1, last))
+    variances, directions = variances[::-1], directions[:, ::-1]
+    signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(dim)])
+    if variances[0] <= 0:
+        return np.zeros_like(directions)
+    projection: NDArray[np.float64] = directions * signs / np.sqrt(np.maximum(variances, _FLOOR * variances[0]))
+    return projection
+
+
+def _exact_weights(whitening: Whitening) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The projection of rounded rows as integers (D, d) and the unit (d,) of each column, for an exact product."""
+    scaled = whitening.projection * whitening.step[:, None]
+    # A rounded value about the mean has at most 21 bits with its sign; the sum of D products must stay below 53.
+    bits = 53 - (_BITS + 1) - len(scaled).bit_length()
+    largest = np.abs(scaled).max(axis=0)
+    unit = np.where(largest > 0, largest, 1.0) / 2.0**bits
+    return np.rint(scaled / unit), unit
+
+
+def _project(
+    block: Block,
+    mean: NDArray[np.float64],
+    step: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    unit: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    result = np.empty((len(block.values), len(unit)), np.float32)
+    matrix = torch.tensor(weights, device=device())
+    start = 0
+    for rounded in _rounded(block, mean, step):
+        rows = (rounded @ matrix).cpu().numpy() * unit
+        norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+        result[start : start + len(rows)] = rows / np.where(norms > 0, norms, 1.0)
+        start += len(rows)
+    return result

@@ -1,0 +1,69 @@
+"""How well a clustering agrees with known classes (or with another clustering); numbers of clusters may differ."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
+from sklearn import metrics
+
+from raycluster.types import UserError
+
+
+def evaluate(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
+    """Compare two labellings (N,) of the same samples; those with a negative label on either side are left out.
+
+    nmi_arithmetic, nmi_geometric: mutual information over the mean of the two entropies (scikit-learn's default, resp.
+    the one of Caron et al. 2018). ami: the same adjusted for chance, arithmetic. ari: adjusted Rand index (Hubert and
+    Arabie 1985). purity: share of samples whose class is the most frequent one of their cluster.
+    Raises UserError if the lengths differ or no sample has both labels.
+    """
+    found, known = np.asarray(labels), np.asarray(truth)
+    if found.shape != known.shape or found.ndim != 1:
+        raise UserError(f"labels and truth must be (N,) for the same samples; seen {found.shape} and {known.shape}")
+    both = (found >= 0) & (known >= 0)
+    if not both.any():
+        raise UserError(f"none of {len(both)} samples has both a cluster and a true label: does the data hold labels?")
+    found, known = found[both], known[both]
+    return {
+        "nmi_arithmetic": float(metrics.normalized_mutual_info_score(known, found, average_method="arithmetic")),
+        "nmi_geometric": float(metrics.normalized_mutual_info_score(known, found, average_method="geometric")),
+        "ami": _adjusted_mutual_information(found, known),
+        "ari": float(metrics.adjusted_rand_score(known, found)),
+        "purity": _purity(found, known),
+    }
+
+
+def _adjusted_mutual_information(found: NDArray[np.integer], known: NDArray[np.integer]) -> float:
+    """AMI with the arithmetic mean (Vinh et al. 2010), in seconds for thousands of clusters."""
+    sizes = [np.unique(labels, return_counts=True)[1] for labels in (found, known)]
+    if len(sizes[0]) == len(sizes[1]) and len(sizes[0]) in (1, len(found)):
+        return 1.0
+    chance = _expected_mutual_information(*sizes)
+    spread = sum(-(s / s.sum() * np.log(s / s.sum())).sum() for s in sizes) / 2 - chance
+    smallest = np.finfo(np.float64).eps
+    return float((metrics.mutual_info_score(known, found) - chance) / (spread if abs(spread) > smallest else smallest))
+
+
+def _expected_mutual_information(found_sizes: NDArray[np.integer], known_sizes: NDArray[np.integer]) -> float:
+    """Mean mutual information in nats of two random labellings with these cluster sizes.
+
+    The overlap of two clusters is hypergeometric, so equal pairs of sizes are counted once.
+    """
+    total = int(found_sizes.sum())
+    expected = 0.0
+    columns = list(zip(*(part.tolist() for part in np.unique(known_sizes, return_counts=True)), strict=True))
+    for a, times in zip(*(part.tolist() for part in np.unique(found_sizes, return_counts=True)), strict=True):
+        for b, other_times in columns:
+            overlap = np.arange(max(1, a + b - total), min(a, b) + 1, dtype=np.float64)
+            ways = gammaln([a + 1, b + 1, total - a + 1, total - b + 1, total + 1]) @ [1, 1, 1, 1, -1]
+            ways = ways - gammaln(overlap + 1) - gammaln(a - overlap + 1) - gammaln(b - overlap + 1)
+            chance = np.exp(ways - gammaln(total - a - b + overlap + 1))
+            expected += times * other_times * (chance * overlap / total * np.log(total * overlap / (a * b))).sum()
+    return expected
+
+
+def _purity(found: NDArray[np.integer], known: NDArray[np.integer]) -> float:
+    pairs, counts = np.unique(np.stack([found, known]), axis=1, return_counts=True)
+    starts = np.flatnonzero(np.diff(pairs[0], prepend=-1))
+    return float(np.maximum.reduceat(counts, starts).sum() / len(found))
