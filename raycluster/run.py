@@ -1,0 +1,206 @@
+"""A run: its settings, what stays the same while it goes on, what changes, and how that survives."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from raycluster import storage
+from raycluster.checkpoint import load_newest, save_checkpoint
+from raycluster.config import named, settings
+from raycluster.data.manifest import DataSettings
+from raycluster.data.transforms import Views
+from raycluster.evaluate import Evaluation, EvaluationSettings
+from raycluster.extraction import Pictures, Skipped
+from raycluster.models.heads import Heads
+from raycluster.naming import did_you_mean
+from raycluster.rundir import check_directory, differences, ensure_manifest, holds_run, open_pictures, write_config
+from raycluster.seeding import seed_for
+from raycluster.training.optimiser import Optimisers
+from raycluster.training.settings import TrainingSettings
+from raycluster.training.step import Network
+from raycluster.types import Assignments, UserError
+from raycluster.workers import LocalWorkers, Workers
+
+
+@settings
+class Elastic:
+    """Between `min` and `max` training workers, as machines come and go."""
+
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+
+
+@settings
+class RunSettings:
+    """Where and how to run. Nothing here changes a result.
+
+    dir: the run directory, a path or any URI that all nodes can write. resume: `auto` goes on where the directory
+    stands, `never` wants no run in it. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
+    `auto` is 0 unless the cluster has several GPUs. actors: of the feature pool, 0 for one a node. checkpoint_minutes:
+    between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost workers forgiven.
+    """
+
+    dir: str
+    resume: Literal["auto", "never"] = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
+    actors: Annotated[int, Field(ge=0)] = 0
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    max_failures: Annotated[int, Field(ge=0)] = 100
+
+    def workers_wanted(self) -> tuple[int, int]:
+        """(fewest, most) as far as the settings say; (0, 0) for `auto`."""
+        if isinstance(self.workers, Elastic):
+            return self.workers.min, self.workers.max
+        return (0, 0) if self.workers == "auto" else (self.workers, self.workers)
+
+
+@settings
+class Config:
+    """A whole run. Only the last section may differ between runs that must agree."""
+
+    data: DataSettings
+    views: Views
+    model: Annotated[Any, named("raycluster.models", "Model")]
+    method: Annotated[Any, named("raycluster.methods", "Method")]
+    training: TrainingSettings
+    run: RunSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same while a run goes on."""
+
+    config: Config
+    workers: Workers
+    pictures: Pictures
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.pictures.manifest.num_samples / self.config.training.global_batch)
+
+    @cached_property
+    def rounds(self) -> list[tuple[int, int]]:
+        """(first step, step after the last) of every round."""
+        starts = self.config.method.reassignments(self.config.training.epochs, self.steps_per_epoch)
+        return list(zip(starts, [*starts[1:], self.config.training.epochs * self.steps_per_epoch], strict=True))
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: a run can go on from it with any number of workers."""
+
+    network: Network
+    optimisers: Optimisers
+    round: int = 0
+    step: int = 0  # within the round
+    assigned: int = -1  # the round that `assignments` belong to
+    assignments: Assignments | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+    tally: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # sums over the round so far
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def begin(config: Config) -> None:
+    """Check everything that can be checked before any expensive work, and leave config and manifest in the directory.
+
+    Nothing is written over a run that has a checkpoint; what has none is begun anew. Raises UserError.
+    """
+    run_dir = config.run.dir
+    check_directory(run_dir, config, config.run.resume)
+    _check_layers(config)
+    manifest_uri = storage.join(run_dir, "manifest.parquet")
+    ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
+    here = LocalWorkers()
+    pictures = open_pictures(config.data, manifest_uri, here, config.seed)
+    num_samples = pictures.manifest.num_samples
+    for num_clusters in config.method.heads():
+        if num_clusters > num_samples:
+            raise UserError(
+                f"method wants {num_clusters} clusters, but {config.data.uri} holds {num_samples} images; wanted at "
+                "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
+            )
+    if pictures.manifest.labels is not None or config.evaluation.test_uri is not None:
+        Evaluation(config.evaluation, config.views.cluster, run_dir, here).check(pictures)
+    write_config(run_dir, config)
+
+
+def _check_layers(config: Config) -> None:
+    layers = config.model.build(0).layers
+    for path, layer in (("method.layer", config.method.layer), ("evaluation.layer", config.evaluation.layer)):
+        if layer is not None and layer not in layers:
+            raise UserError(
+                f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"
+                + did_you_mean(layer, layers)
+            )
+
+
+def start(config: Config, workers: Workers) -> Run:
+    """The run as its directory has it, begun if need be; collective."""
+    workers.once(_ensure_begun, config)
+    pictures = open_pictures(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
+    return Run(config, workers, pictures)
+
+
+def _ensure_begun(config: Config) -> None:
+    if differences(config.run.dir, config) != []:
+        begin(config)
+
+
+def fresh_network(config: Config, device: torch.device) -> Network:
+    """The network before it has learned anything: its weights follow from the seed alone."""
+    backbone = config.model.build(seed_for(config.seed, "backbone"))
+    heads = Heads(backbone.num_features, config.method.heads(), seed_for(config.seed, "head", 0))
+    return Network(backbone, heads).to(device)
+
+
+def restore(run: Run) -> State:
+    """The state in the newest checkpoint, or that of a run that has not begun."""
+    config, device = run.config, run.workers.device
+    network = fresh_network(config, device)
+    state = State(network, Optimisers(network.backbone, network.heads, config.training))
+    saved = load_newest(config.run.dir, device)
+    if saved is None:
+        return state
+    network.load_state_dict(saved["network"])
+    state.optimisers.load_state_dict(saved["optimisers"])
+    state.round, state.step, state.assigned = saved["round"], saved["step"], saved["assigned"]
+    if saved["assignments"] is not None:
+        labels, sizes, figures, arrays = saved["assignments"]
+        kept = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+        state.assignments = Assignments(labels.cpu().numpy(), tuple(sizes), figures, kept)
+    state.skipped = [Skipped(*item) for item in saved["skipped"]]
+    state.tally, state.records = defaultdict(float, saved["tally"]), saved["records"]
+    return state
+
+
+def save(run: Run, state: State) -> None:
+    """Write a checkpoint; one worker does it for all."""
+    found = state.assignments
+    saved = {
+        "network": state.network.state_dict(),
+        "optimisers": state.optimisers.state_dict(),
+        "round": state.round,
+        "step": state.step,
+        "assigned": state.assigned,
+        "assignments": found
+        and (
+            torch.from_numpy(found.labels),
+            list(found.num_clusters),
+            found.figures,
+            {name: torch.from_numpy(array) for name, array in found.state.items()},
+        ),
+        "skipped": [tuple(item) for item in state.skipped],
+        "tally": dict(state.tally),
+        "records": state.records,
+    }
+    save_checkpoint(run.config.run.dir, saved, keep=run.config.run.keep_checkpoints)
