@@ -1,0 +1,76 @@
+"""Evaluate a finished run on the machines at hand."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycluster import storage
+from raycluster.config import parse
+from raycluster.distributed.errors import user_errors
+from raycluster.distributed.pool import Pool, start_pool
+from raycluster.distributed.session import ray_session
+from raycluster.distributed.workers import RayWorkers
+from raycluster.evaluate import Evaluation
+from raycluster.evaluation import agreement
+from raycluster.extraction import Pictures
+from raycluster.models.backbone import Backbone
+from raycluster.models.export import load_backbone
+from raycluster.naming import did_you_mean
+from raycluster.report import agreement_table, table
+from raycluster.run import Config
+from raycluster.rundir import open_pictures
+from raycluster.types import UserError
+
+
+def evaluate_run(run_dir: str, overrides: Sequence[str] = ()) -> str:
+    """Tables of accuracies per layer, and of the agreement of the run's clusters with the true labels, as text.
+
+    run_dir: of a finished run. overrides: of its settings, e.g. `data.uri=...`, `evaluation.layer=all`.
+    """
+    text = storage.read_bytes(storage.join(run_dir, "config.yaml")).decode()
+    config = parse(Config, text, overrides, source=storage.join(run_dir, "config.yaml"))
+    backbone = load_backbone(run_dir)
+    layers = _layers(config.evaluation.layer, backbone)
+    with ray_session(), user_errors():
+        workers = RayWorkers(Pool(start_pool(f"evaluate-{uuid.uuid4().hex[:8]}", 1)))
+        backbone.to(workers.device)
+        scratch = storage.join(run_dir, "evaluation", sha256(repr(config.data).encode()).hexdigest()[:8])
+        pictures = open_pictures(config.data, storage.join(scratch, "manifest.parquet"), workers, config.seed)
+        Evaluation(config.evaluation, config.views.cluster, scratch, workers).check(pictures)
+        rows: dict[str, dict[str, float]] = {}
+        for layer in layers:
+            evaluation = Evaluation(replace(config.evaluation, layer=layer), config.views.cluster, scratch, workers)
+            rows |= {layer: evaluation.compare({layer: backbone}, pictures)[layer]}
+    return "\n\n".join([table(rows), agreement_table(_agreement(run_dir, pictures))])
+
+
+def _layers(wanted: str | None, backbone: Backbone) -> Sequence[str]:
+    if wanted == "all":
+        return backbone.layers
+    if wanted is not None and wanted not in backbone.layers:
+        raise UserError(
+            f"evaluation.layer: seen {wanted}; wanted all, or one of {', '.join(backbone.layers)}"
+            + did_you_mean(wanted, backbone.layers)
+        )
+    return (wanted or backbone.layers[-1],)
+
+
+def _agreement(run_dir: str, pictures: Pictures) -> dict[str, dict[str, float]]:
+    """Per head: the run's clusters against the true labels of the pictures that both know, by path."""
+    if pictures.manifest.labels is None:
+        return {}
+    files = storage.list_files(storage.join(run_dir, "assignments"))
+    found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in files])
+    truth = dict(zip(pictures.manifest.paths.to_pylist(), pictures.manifest.labels, strict=True))
+    known = np.array([truth.get(path, -1) for path in found["path"].to_pylist()])
+    if not (known >= 0).any():
+        return {}
+    heads = [name for name in found.column_names if name.startswith("label_")]
+    return {name: agreement.evaluate(found[name].to_numpy(), known) for name in heads}

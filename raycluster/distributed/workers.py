@@ -1,0 +1,96 @@
+"""The elastic workers: Ray Data streams to them, the actor pool keeps their features, torch adds their sums."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import ray
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from raycluster.distributed.ingest import stream
+from raycluster.distributed.pool import Pool
+from raycluster.distributed.session import stop_requested
+from raycluster.features import Features, device
+from raycluster.types import Block, Chunk, ImageBlock, Loader
+
+T = TypeVar("T")
+
+
+class RayWorkers:
+    """One of `size` processes that share the work, as `raycluster.workers.Workers`.
+
+    With size > 1 torch's process group must exist, as it does inside Ray Train.
+    """
+
+    def __init__(
+        self, pool: Pool, *, rank: int = 0, size: int = 1, stopping: Callable[[], bool] = stop_requested
+    ) -> None:
+        self.rank, self.size = rank, size
+        self.stopping = stopping
+        self.device = device()
+        self._pool = pool
+        # Waits for slow phases on one worker (k-means) pass through this group; the default one would time out.
+        self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.size > 1 else None
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        return items[self.rank :: self.size]
+
+    def add(self, tensor: torch.Tensor) -> None:
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def gather(self, items: list[T]) -> list[T]:
+        if self.size == 1:
+            return items
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, items, group=self._control)
+        return [item for part in parts for item in part]
+
+    def once(self, function: Callable[..., T], *args: Any) -> T:
+        if self.size == 1:
+            return function(*args)
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome = [function(*args), None]
+            except Exception as error:
+                outcome = [None, _portable(error)]
+        dist.broadcast_object_list(outcome, src=0, group=self._control)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        if self.size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+    def stream(self, chunks: Sequence[Chunk], load: Loader) -> Iterator[ImageBlock]:
+        cpus = ray.cluster_resources().get("CPU", 1.0) / self.size if self.size > 1 else None
+        return stream(chunks, load, cpus=cpus)
+
+    def put(self, version: str, shard: int, block: Block) -> None:
+        self._pool.put(version, shard, block)
+
+    def missing(self, version: str, shards: Sequence[int]) -> list[int]:
+        self._pool.flush()
+        if self._control is not None:
+            dist.barrier(group=self._control)
+        return self.once(self._pool.missing, version, shards)
+
+    def features(self, version: str) -> Features:
+        return self._pool.features(version)
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.dumps(error)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,66 @@
+"""Ray Data hands over the same blocks, in the same order, as loading them one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+
+from raycluster.data.load import load_chunk
+from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
+from raycluster.data.plan import from_step, plan_epoch, steps
+from raycluster.data.transforms import View
+from raycluster.distributed.ingest import stream
+from raycluster.types import Chunk, ImageBlock, UserError
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = DataSettings(uri="digits", shard_size=200)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> partial[Iterator[ImageBlock]]:
+    uri = str(tmp_path_factory.mktemp("digits") / "manifest.parquet")
+    write_manifest(build_manifest(SETTINGS), uri)
+    view = View(size=16, crop_scale=(0.3, 1.0), flip=0.5)
+    return partial(load_chunk, manifest_uri=uri, view=view, seed=0, settings=SETTINGS)
+
+
+def plan() -> list[Chunk]:
+    shards = build_manifest(SETTINGS).shards
+    counts = np.ones(1797, np.int64)
+    counts[: 1920 - 1797] += 1
+    return plan_epoch(counts, shards, lanes=4, microbatch=16, seed=0, epoch=1, window_shards=2)
+
+
+def lanes_of(blocks: Iterator[ImageBlock], lanes: list[int]) -> list[bytes]:
+    return [rows[lane][0].tobytes() + rows[lane][1].tobytes() for rows in steps(blocks, lanes, 16) for lane in lanes]
+
+
+def test_same_as_loading_one_after_the_other(ray_cluster: None, load: partial[Iterator[ImageBlock]]) -> None:
+    here = lanes_of((block for chunk in plan() for block in load(chunk)), [0, 1, 2, 3])
+    assert len(here) == 1920 // 16
+    assert lanes_of(stream(plan(), load), [0, 1, 2, 3]) == here
+
+
+def test_workers_that_share_lanes_and_start_in_the_middle(
+    ray_cluster: None, load: partial[Iterator[ImageBlock]]
+) -> None:
+    whole = lanes_of(stream(plan(), load), [0, 1, 2, 3])
+    rest = from_step(plan(), 11, 16)
+    for lanes in ([0, 2], [1], [3]):
+        part = lanes_of(stream([chunk for chunk in rest if chunk.lane in lanes], load), lanes)
+        expected = [whole[step * 4 + lane] for step in range(11, 30) for lane in lanes]
+        assert part == expected
+
+
+def test_user_errors_come_out_as_they_are(ray_cluster: None) -> None:
+    with pytest.raises(UserError, match="the bucket is gone"):
+        list(stream(plan(), _fail))
+
+
+def _fail(chunk: Chunk) -> Iterator[ImageBlock]:
+    raise UserError("the bucket is gone")
+    yield
