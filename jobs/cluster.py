@@ -1,0 +1,19 @@
+"""Cluster a file or folder of embeddings (.npy or Parquet), at a path or URI, by exact k-means.
+
+    python jobs/cluster.py embeddings=URI num_clusters=10000 out=URI [iterations=20] [init=k-means++] [whiten=256]
+
+Writes kmeans.npz (centroids; raycluster.load_kmeans), labels.parquet (sample, label) and progress.jsonl to out. The
+same command goes on after an interruption.
+"""
+
+from raycluster.cluster_files import ClusterSettings, cluster
+from raycluster.command import run_command
+from raycluster.config import load
+
+
+def main(*settings: str) -> None:
+    print(cluster(load(ClusterSettings, None, settings)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,18 @@
+"""Evaluate a finished run: kNN and linear probe of any layer, and agreement of its clusters with true labels.
+
+    python jobs/evaluate.py RUN [data.uri=PICTURES] [evaluation.layer=conv4] [evaluation.test_uri=PICTURES]
+
+RUN is a run directory or URI. The settings are the run's own, changed by the overrides; evaluation.layer=all takes
+every layer.
+"""
+
+from raycluster.command import run_command
+from raycluster.distributed.evaluate import evaluate_run
+
+
+def main(run_dir: str, *overrides: str) -> None:
+    print(evaluate_run(run_dir, overrides))
+
+
+if __name__ == "__main__":
+    run_command(main)
