@@ -124,17 +124,18 @@ class Cluster(NamedTuple):
 
     def submit(self, name: str, *words: object, wait: bool) -> subprocess.CompletedProcess[str]:
         options = ["submit", "--submission-id", name, "--working-dir", "."] + ["--no-wait"] * (not wait)
-        while True:
+        for _ in range(5):
             done = self.ray(*options, "--", str(BIN / "python"), "jobs/pretrain.py", *map(str, words))
             if "No available agent" not in done.stdout + done.stderr:  # else the cluster has only just started
-                return done
+                break
+        return done
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """`ray start --head` with token authentication, on ports of its own, in a session of its own."""
     folder = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     environment = {
         **os.environ,
         "HOME": str(folder),
@@ -143,6 +144,7 @@ def cluster() -> Iterator[Cluster]:
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
     words = f"start --head --block --port={port} --dashboard-port={dashboard} --ray-client-server-port={client}".split()
+    words.append(f"--dashboard-agent-listen-port={agent}")  # the other clusters of this machine want the default, too
     head_environment = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(
