@@ -270,6 +270,7 @@ def close_round(run: Run, state: State) -> Round:
     """Write down what the round did, and make the next one the one to begin."""
     found = state.assignments
     assert found is not None
+    state.skipped = sorted(set(run.workers.gather(state.skipped)))  # each worker met those of its own lanes
     tally = state.tally
     loss = tally["loss"] / max(1, tally["steps"])
     images = tally["steps"] * run.config.training.global_batch
@@ -295,6 +296,7 @@ def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
     save(run, state)  # first: should the rest fail, nothing of the round is lost
     write_lines(run.config.run.dir, "metrics.jsonl", state.records)
+    write_skipped(run.config.run.dir, run.pictures.manifest, state.skipped)
     write_assignments(run.config.run.dir, run.pictures.manifest, state.assignments.labels)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from raycluster import storage
 from raycluster.checkpoint import load_newest, save_checkpoint
 from raycluster.config import named, settings
 from raycluster.data.manifest import DataSettings
+from raycluster.data.sampling import whole_batches
 from raycluster.data.transforms import Views
 from raycluster.evaluate import Evaluation, EvaluationSettings
 from raycluster.extraction import Pictures, Skipped
@@ -86,7 +86,8 @@ class Run:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.pictures.manifest.num_samples / self.config.training.global_batch)
+        size = self.config.training.global_batch
+        return whole_batches(self.pictures.manifest.num_samples, size) // size
 
     @cached_property
     def rounds(self) -> list[tuple[int, int]]:

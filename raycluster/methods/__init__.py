@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,3 @@ class Method(Protocol):
 
     def weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
         """The weight of each sample in the loss; (heads, N) labels -> (N,), mean 1 over the samples that take part."""
-
-
-AnyMethod = Any
