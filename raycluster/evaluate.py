@@ -112,8 +112,7 @@ class Evaluation:
             backbone,
             pictures,
             self.workers,
-            view=self.view,
-            descriptor=Descriptor(self.settings.layer, "pooled"),
+            descriptor=Descriptor(self.view, self.settings.layer, "pooled"),
             version=name,
             shards=shards,
         )

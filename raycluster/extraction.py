@@ -54,21 +54,32 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Which output of the backbone describes an image: a layer before its ReLU, `flat` or `pooled` (global average)."""
+    """Which output of the backbone describes an image.
 
+    view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average)
+    or `activations` (flat, after the ReLU). visits: of each image, which are averaged. epoch: names random views.
+    """
+
+    view: View
     layer: str | None = None
     kind: str = "flat"
+    visits: int = 1
+    epoch: int = 0
 
     @torch.no_grad()
     def describe(self, backbone: Backbone, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float16]:
-        """(n, h, w, 3) pixels -> (n, D) float16 features."""
+        """(n * visits, h, w, 3) pixels -> (n, D) float16 features."""
         batches = [
             torch.from_numpy(images[start : start + BATCH]).to(device).permute(0, 3, 1, 2)
             for start in range(0, max(len(images), 1), BATCH)
         ]
         maps = [backbone(batch, self.layer) for batch in batches]
-        rows = [pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps]
-        return torch.cat(rows).to("cpu", torch.float16).numpy()
+        rows = torch.cat([pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps])
+        if self.kind == "activations":
+            rows = rows.relu()
+        if self.visits > 1:
+            rows = rows.float().unflatten(0, (-1, self.visits)).mean(1)
+        return rows.to("cpu", torch.float16).numpy()
 
 
 def extract(
@@ -76,7 +87,6 @@ def extract(
     pictures: Pictures,
     workers: Workers,
     *,
-    view: View,
     descriptor: Descriptor,
     version: str,
     shards: Sequence[int],
@@ -89,19 +99,20 @@ def extract(
     skipped: list[Skipped] = []
     was_training = backbone.training
     backbone.eval()
-    whole = shard_chunks(pictures.manifest.shards)
+    whole = shard_chunks(pictures.manifest.shards, descriptor.epoch, descriptor.visits)
     while missing := workers.missing(version, shards):
         chunks = [whole[shard] for shard in workers.share(missing)]
         done, total = 0, sum(len(chunk.samples) for chunk in chunks)
-        for shard, group in groupby(workers.stream(chunks, pictures.loader(view)), key=lambda block: block.lane):
+        for shard, group in groupby(
+            workers.stream(chunks, pictures.loader(descriptor.view)), key=lambda block: block.lane
+        ):
             samples, images, errors = _whole_shard(list(group))
             good = errors == ""
             skipped += [
                 Skipped(int(sample), str(error)) for sample, error in zip(samples[~good], errors[~good], strict=True)
             ]
-            workers.put(
-                version, shard, Block(samples[good], descriptor.describe(backbone, images[good], workers.device))
-            )
+            features = descriptor.describe(backbone, images[good], workers.device)
+            workers.put(version, shard, Block(samples[good][:: descriptor.visits], features))
             done += len(samples)
             yield Progress("extracting", done, total)
             if workers.stopping():

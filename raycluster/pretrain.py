@@ -27,7 +27,7 @@ from raycluster.rundir import read_report, write_assignments, write_lines, write
 from raycluster.seeding import generator, seed_for
 from raycluster.training.process import reproducible
 from raycluster.training.step import Microbatch, Step
-from raycluster.types import Assignments, Chunk, Stopped, UserError
+from raycluster.types import Assignments, Chunk, Stopped, UserError, Wanted
 from raycluster.workers import LostBlocks, Workers
 
 # Images lie in shared memory, which torch may read; nothing here writes to them.
@@ -94,24 +94,10 @@ def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
 def reassign(run: Run, state: State) -> Iterator[Event]:
     """Features of every image with the weights of now, and new labels from them."""
     config, workers, began = run.config, run.workers, time.monotonic()
-    version = workers.once(_version, state)
-    descriptor = Descriptor(config.method.layer, config.method.descriptor)
-    shards = range(len(run.pictures.manifest.shards))
+    wanted, version = config.method.wants(), workers.once(_version, state)
     while True:
-        for event in extract(
-            state.network.backbone,
-            run.pictures,
-            workers,
-            view=config.views.cluster,
-            descriptor=descriptor,
-            version=version,
-            shards=shards,
-        ):
-            if isinstance(event, Skipped):
-                state.skipped = sorted({*state.skipped, event})
-            else:
-                yield event
-        _check_budget(run, state.skipped)
+        if wanted is not None:
+            yield from _extract(run, state, wanted, version)
         extracted = time.monotonic()
         yield Progress("clustering", 0, 1, f"into {' + '.join(map(str, config.method.heads()))}")
         try:
@@ -128,6 +114,21 @@ def reassign(run: Run, state: State) -> Iterator[Event]:
         )
         state.network.heads = heads.to(workers.device)
         state.optimisers.new_heads(state.network.heads)
+
+
+def _extract(run: Run, state: State, wanted: Wanted, version: str) -> Iterator[Progress]:
+    """What the method wants, of every image that can be read."""
+    view, epoch = getattr(run.config.views, wanted.view), -1 - state.round  # epochs of training begin with 0
+    descriptor = Descriptor(view, wanted.layer, wanted.kind, wanted.visits, epoch if view.is_random else 0)
+    shards = range(len(run.pictures.manifest.shards))
+    for event in extract(
+        state.network.backbone, run.pictures, run.workers, descriptor=descriptor, version=version, shards=shards
+    ):
+        if isinstance(event, Skipped):
+            state.skipped = sorted({*state.skipped, event})
+        else:
+            yield event
+    _check_budget(run, state.skipped)
 
 
 def _version(state: State) -> str:
@@ -152,9 +153,14 @@ def _check_budget(run: Run, skipped: list[Skipped]) -> None:
 
 def _assign(run: Run, state: State, version: str) -> Assignments:
     """New labels, with what a user wants to know about them."""
-    num_samples = run.pictures.manifest.num_samples
-    seed = seed_for(run.config.seed, "assign", state.round)
-    found: Assignments = run.config.method.assign(run.workers.features(version), num_samples, seed, state.assignments)
+    method = run.config.method
+    found: Assignments = method.assign(
+        run.workers.features(version) if method.wants() else None,
+        num_samples=run.pictures.manifest.num_samples,
+        seed=seed_for(run.config.seed, "assign", state.round),
+        heads=state.network.heads.arrays(),
+        previous=state.assignments,
+    )
     figures = {**found.figures, **describe(found, state.assignments, run.pictures.manifest.labels)}
     return Assignments(found.labels, found.num_clusters, figures, found.state)
 

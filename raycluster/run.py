@@ -136,8 +136,8 @@ def begin(config: Config) -> None:
 
 
 def _check_layers(config: Config) -> None:
-    layers = config.model.build(0).layers
-    for path, layer in (("method.layer", config.method.layer), ("evaluation.layer", config.evaluation.layer)):
+    layers, wanted = config.model.build(0).layers, config.method.wants()
+    for path, layer in (("method.layer", wanted and wanted.layer), ("evaluation.layer", config.evaluation.layer)):
         if layer is not None and layer not in layers:
             raise UserError(
                 f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"

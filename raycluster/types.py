@@ -66,6 +66,25 @@ Loader = Callable[[Chunk], Iterable[ImageBlock]]
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The features that a method assigns labels from.
+
+    layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
+    `activations` (after the ReLU: what the heads read). view: the section of `views` in which images are seen,
+    `cluster` or `train`. visits: of an image, whose features are averaged.
+    """
+
+    layer: str | None = None
+    kind: str = "flat"
+    view: str = "cluster"
+    visits: int = 1
+
+
+Head = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Weight (K, D) and bias (K,) of a linear classifier of the activations of the last layer."""
+
+
+@dataclass(frozen=True)
 class Assignments:
     """What one reassignment found.
 
