@@ -166,14 +166,24 @@ def _assign(run: Run, state: State, version: str) -> Assignments:
 
 
 def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np.int32] | None) -> dict[str, float]:
-    """Figures of an assignment (of its first head): sizes, change since the previous one, agreement with labels."""
-    labels = found.labels[0]
+    """Figures of an assignment: sizes, change since the previous one, agreement with labels; means over the heads."""
+    before = [None] * len(found.labels) if previous is None else previous.labels
+    heads = [
+        _describe_head(labels, size, old, truth)
+        for labels, size, old in zip(found.labels, found.num_clusters, before, strict=True)
+    ]
+    return {name: float(np.mean([figures[name] for figures in heads])) for name in heads[0]}
+
+
+def _describe_head(
+    labels: NDArray[np.int32], num_clusters: int, previous: NDArray[np.int32] | None, truth: NDArray[np.int32] | None
+) -> dict[str, float]:
     included = labels >= 0
-    figures = metrics.balance(np.bincount(labels[included], minlength=found.num_clusters[0]))
+    figures = metrics.balance(np.bincount(labels[included], minlength=num_clusters))
     if previous is not None:
-        both = included & (previous.labels[0] >= 0)
-        figures["nmi_previous"] = float(normalized_mutual_info_score(labels[both], previous.labels[0][both]))
-        figures["changed_share"] = metrics.changed_share(labels, previous.labels[0])
+        both = included & (previous >= 0)
+        figures["nmi_previous"] = float(normalized_mutual_info_score(labels[both], previous[both]))
+        figures["changed_share"] = metrics.changed_share(labels, previous)
     if truth is not None:
         known = included & (truth >= 0)
         figures["nmi_labels"] = float(normalized_mutual_info_score(labels[known], truth[known]))
@@ -285,7 +295,7 @@ def close_round(run: Run, state: State) -> Round:
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
         "step": run.rounds[state.round][1],
         "loss": loss,
-        "loss_over_chance": metrics.loss_over_chance(loss, found.num_clusters[0]),
+        "loss_over_chance": metrics.loss_over_chance(loss, *found.num_clusters),
         "images_per_second": images / max(tally["seconds_training"], 1e-9),
         **{key: tally[key] for key in ("seconds_extracting", "seconds_assigning", "seconds_training")},
         **found.figures,

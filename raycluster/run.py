@@ -118,7 +118,7 @@ def begin(config: Config) -> None:
     """
     run_dir = config.run.dir
     check_directory(run_dir, config, config.run.resume)
-    _check_layers(config)
+    _check_features(config)
     manifest_uri = storage.join(run_dir, "manifest.parquet")
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
     here = LocalWorkers()
@@ -135,8 +135,13 @@ def begin(config: Config) -> None:
     write_config(run_dir, config)
 
 
-def _check_layers(config: Config) -> None:
+def _check_features(config: Config) -> None:
     layers, wanted = config.model.build(0).layers, config.method.wants()
+    if wanted and wanted.visits > 1 and not getattr(config.views, wanted.view).is_random:
+        raise UserError(
+            f"method averages {wanted.visits} views of an image, but views.{wanted.view} is always the same: "
+            "average 1, or let it crop or vary at random"
+        )
     for path, layer in (("method.layer", wanted and wanted.layer), ("evaluation.layer", config.evaluation.layer)):
         if layer is not None and layer not in layers:
             raise UserError(
