@@ -109,9 +109,8 @@ def reassign(run: Run, state: State) -> Iterator[Event]:
     state.tally["seconds_assigning"] += time.monotonic() - extracted
     state.assignments, state.assigned = found, state.round
     if config.method.resets_heads:
-        heads = Heads(
-            state.network.backbone.num_features, found.num_clusters, seed_for(config.seed, "head", state.round)
-        )
+        sizes = (*found.num_clusters, *config.training.further_heads)
+        heads = Heads(state.network.backbone.num_features, sizes, seed_for(config.seed, "head", state.round))
         state.network.heads = heads.to(workers.device)
         state.optimisers.new_heads(state.network.heads)
 
@@ -158,7 +157,7 @@ def _assign(run: Run, state: State, version: str) -> Assignments:
         run.workers.features(version) if method.wants() else None,
         num_samples=run.pictures.manifest.num_samples,
         seed=seed_for(run.config.seed, "assign", state.round),
-        heads=state.network.heads.arrays(),
+        heads=state.network.heads.arrays()[: len(method.heads())],
         previous=state.assignments,
     )
     figures = {**found.figures, **describe(found, state.assignments, run.pictures.manifest.labels)}
@@ -295,7 +294,9 @@ def close_round(run: Run, state: State) -> Round:
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
         "step": run.rounds[state.round][1],
         "loss": loss,
-        "loss_over_chance": metrics.loss_over_chance(loss, *found.num_clusters),
+        "loss_over_chance": metrics.loss_over_chance(
+            loss, *found.num_clusters, further=run.config.training.further_heads
+        ),
         "images_per_second": images / max(tally["seconds_training"], 1e-9),
         **{key: tally[key] for key in ("seconds_extracting", "seconds_assigning", "seconds_training")},
         **found.figures,

@@ -165,7 +165,8 @@ def _ensure_begun(config: Config) -> None:
 def fresh_network(config: Config, device: torch.device) -> Network:
     """The network before it has learned anything: its weights follow from the seed alone."""
     backbone = config.model.build(seed_for(config.seed, "backbone"))
-    heads = Heads(backbone.num_features, config.method.heads(), seed_for(config.seed, "head", 0))
+    sizes = (*config.method.heads(), *config.training.further_heads)
+    heads = Heads(backbone.num_features, sizes, seed_for(config.seed, "head", 0))
     return Network(backbone, heads).to(device)
 
 
