@@ -26,6 +26,12 @@ def list_checkpoints(run_dir: str) -> list[str]:
     return sorted(uri for uri in files if _NAME.search(uri.split("?")[0]))
 
 
+def list_places(run_dir: str) -> list[tuple[int, int]]:
+    """(round, step) of each checkpoint, oldest first."""
+    matches = (_NAME.search(uri.split("?")[0]) for uri in list_checkpoints(run_dir))
+    return [(int(match[1]), int(match[2])) for match in matches if match]
+
+
 def save_checkpoint(run_dir: str, state: dict[str, Any], *, keep: int) -> str:
     """Write `state` (tensors, numbers, strings, lists and dicts of these) and drop all but the newest `keep` ones.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import normalized_mutual_info_score
 
 from raycluster import metrics, storage
+from raycluster.checkpoint import list_places
 from raycluster.data.plan import Rows, from_step, pieces, plan_epoch, steps
 from raycluster.evaluate import Evaluation
 from raycluster.extraction import Descriptor, Progress, Skipped, extract
+from raycluster.harvest import Harvest, forget
 from raycluster.models.export import export
 from raycluster.models.heads import Heads
 from raycluster.run import Config, Run, State, fresh_network, restore, save, start
@@ -77,6 +79,7 @@ def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
     with reproducible(config.training.threads, exact=config.training.mode == "exact"):
         run = start(config, workers)
         state = restore(run)
+        state.harvest = _harvest(run, state)
         if state.round < len(run.rounds):
             num_workers = len(workers.gather([None]))
             yield Started(run.pictures.manifest.num_samples, run.rounds, state.round, state.step, num_workers)
@@ -86,6 +89,19 @@ def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
             yield from train(run, state)
             yield close_round(run, state)
         yield from finish(run, state)
+
+
+def _harvest(run: Run, state: State) -> Harvest | None:
+    """What was gathered so far, if the method wants that."""
+    wanted = run.config.method.wants()
+    if wanted is None or not wanted.harvested:
+        return None
+    training = run.config.training
+    harvest = Harvest(
+        storage.join(run.config.run.dir, "harvest"), copies=training.rows_per_microbatch // training.microbatch
+    )
+    harvest.read(run.workers, run.position(state.round, state.step))
+    return harvest
 
 
 # ---------------------------------------------------------------------------------------------------------- reassigning
@@ -119,7 +135,10 @@ def _extract(run: Run, state: State, wanted: Wanted, version: str) -> Iterator[P
     """What the method wants, of every image that can be read."""
     view, epoch = getattr(run.config.views, wanted.view), -1 - state.round  # epochs of training begin with 0
     descriptor = Descriptor(view, wanted.layer, wanted.kind, wanted.visits, epoch if view.is_random else 0)
-    shards = range(len(run.pictures.manifest.shards))
+    shards: Sequence[int] = range(len(run.pictures.manifest.shards))
+    if state.harvest is not None:
+        skipped = np.array([item.sample for item in state.skipped], np.int64)
+        shards = state.harvest.put(run.workers, version, run.pictures.manifest.shards, skipped)
     for event in extract(
         state.network.backbone, run.pictures, run.workers, descriptor=descriptor, version=version, shards=shards
     ):
@@ -200,6 +219,7 @@ def train(run: Run, state: State) -> Iterator[Event]:
     network = state.network if exact else workers.parallel(state.network)
     step = Step(network, state.optimisers, config.training, add=workers.add)
     saved = began = time.monotonic()
+    hook = state.network.heads.register_forward_pre_hook(state.harvest) if state.harvest else None
     for microbatches in _microbatches(run, state):
         result = step(microbatches, epoch=(first + state.step) / run.steps_per_epoch)
         state.step += 1
@@ -212,10 +232,25 @@ def train(run: Run, state: State) -> Iterator[Event]:
         if state.step % LOOK_EVERY_STEPS == 0:
             wish = workers.once(_wish, run, saved)
             if wish:
+                _write_harvest(run, state)
                 workers.once(save, run, state)
                 saved = time.monotonic()
             if wish == "stop":
                 raise Stopped(f"stopped in round {state.round + 1}; the same command goes on from there")
+    if hook:
+        hook.remove()
+
+
+def _write_harvest(run: Run, state: State) -> None:
+    """Before a checkpoint, what it will need; what none of the kept ones needs is dropped: all was visited since."""
+    if state.harvest is not None:
+        state.harvest.write(run.position(state.round, state.step))
+        run.workers.once(_forget_harvest, run)
+
+
+def _forget_harvest(run: Run) -> None:
+    kept = [run.position(*place) for place in list_places(run.config.run.dir)]
+    forget(storage.join(run.config.run.dir, "harvest"), 0, min(kept, default=0) - 2 * run.steps_per_epoch)
 
 
 def _wish(run: Run, saved: float) -> str:
@@ -238,6 +273,10 @@ def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
         blocks = run.workers.stream(pieces(rest, rows_at_once, config.training.microbatch), load)
         for step, rows in zip(range(begin, stop), steps(blocks, lanes, config.training.microbatch), strict=False):
             seeds = [seed_for(config.seed, "microbatch", epoch, step, lane) for lane in lanes]
+            if state.harvest is not None:
+                place = (epoch * run.steps_per_epoch + step) * config.training.num_microbatches
+                for lane in lanes:
+                    state.harvest.expect(rows[lane][0], (place + lane) * config.training.microbatch)
             yield [_microbatch(state, rows[lane], weights, seed) for lane, seed in zip(lanes, seeds, strict=True)]
 
 
@@ -305,6 +344,7 @@ def close_round(run: Run, state: State) -> Round:
     }
     state.records.append(record)
     state.round, state.step, state.tally = state.round + 1, 0, defaultdict(float)
+    _write_harvest(run, state)
     run.workers.once(_write_round, run, state)
     return Round(record)
 

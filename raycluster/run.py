@@ -18,6 +18,7 @@ from raycluster.data.sampling import whole_batches
 from raycluster.data.transforms import Views
 from raycluster.evaluate import Evaluation, EvaluationSettings
 from raycluster.extraction import Pictures, Skipped
+from raycluster.harvest import Harvest
 from raycluster.models.heads import Heads
 from raycluster.naming import did_you_mean
 from raycluster.rundir import check_directory, differences, ensure_manifest, holds_run, open_pictures, write_config
@@ -95,6 +96,10 @@ class Run:
         starts = self.config.method.reassignments(self.config.training.epochs, self.steps_per_epoch)
         return list(zip(starts, [*starts[1:], self.config.training.epochs * self.steps_per_epoch], strict=True))
 
+    def position(self, round: int, step: int) -> int:
+        """Optimiser steps done in the run when `step` steps of `round` are."""
+        return (self.rounds[round][0] if round < len(self.rounds) else self.rounds[-1][1]) + step
+
 
 @dataclass
 class State:
@@ -107,6 +112,7 @@ class State:
     assigned: int = -1  # the round that `assignments` belong to
     assignments: Assignments | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    harvest: Harvest | None = None
     tally: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # sums over the round so far
     records: list[dict[str, Any]] = field(default_factory=list)
 

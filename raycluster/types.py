@@ -71,13 +71,15 @@ class Wanted:
 
     layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
     `activations` (after the ReLU: what the heads read). view: the section of `views` in which images are seen,
-    `cluster` or `train`. visits: of an image, whose features are averaged.
+    `cluster` or `train`. visits: of an image, whose features are averaged. harvested: instead, where there was one, the
+    activations of the latest visit in training.
     """
 
     layer: str | None = None
     kind: str = "flat"
     view: str = "cluster"
     visits: int = 1
+    harvested: bool = False
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]

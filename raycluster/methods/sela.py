@@ -36,7 +36,9 @@ class Method:
     reassignments: `quadratic` as published (many early, few late), `linear`, every so many `epochs` or `steps`.
     num_reassignments: of a quadratic or linear schedule, null for 100. every: epochs or steps, null for 1.
     max_per_epoch: leaves out reassignments beyond it. reassign: `all` heads, or `one` in turn, as published for CIFAR.
-    view: `cluster`, or `train` as published: augmented. views_averaged: random views of an image.
+    features: `fresh`, from a pass over all images, or `harvested` while training: of the latest visit of each image,
+    augmented; only images not visited yet are passed over. view: of fresh features: `cluster`, or `train` as published:
+    augmented. views_averaged: random views of an image.
     """
 
     name: Literal["sela"] = "sela"
@@ -53,6 +55,7 @@ class Method:
     every: Count | None = None
     max_per_epoch: Count | None = None
     reassign: Literal["all", "one"] = "all"
+    features: Literal["fresh", "harvested"] = "fresh"
     view: Literal["cluster", "train"] = "cluster"
     views_averaged: Count = 1
 
@@ -67,7 +70,7 @@ class Method:
         return (sizes,) * self.num_heads if isinstance(sizes, int) else sizes
 
     def wants(self) -> Wanted:
-        return Wanted(None, "activations", self.view, self.views_averaged)
+        return Wanted(None, "activations", self.view, self.views_averaged, self.features == "harvested")
 
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
         steps: list[int] = []
@@ -153,5 +156,7 @@ def _faults(method: Method) -> Iterator[str]:
         yield f"{unused} has no effect with schedule {method.schedule}: remove it (or set {used})"
     if method.schedule == "epochs" and method.max_per_epoch is not None:
         yield "max_per_epoch has no effect with schedule epochs: remove it"
+    if method.features == "harvested" and (method.view, method.views_averaged) != ("cluster", 1):
+        yield "view and views_averaged have no effect with harvested features: remove them"
     if method.reassign == "one" and method.num_heads == 1:
         yield "reassign one has no effect with a single head: remove it, or set num_heads"
