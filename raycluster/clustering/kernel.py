@@ -27,6 +27,7 @@ _LEVELS = {PORTABLE: 127, AVX2: 63, AVX512: 127}
 _PANEL = 64
 _LARGEST_DIM = 1 << 15
 _REACH = (2.0**-40, 2.0**40)
+_SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
 
 log = logging.getLogger(__name__)
@@ -52,17 +53,23 @@ class Packed(NamedTuple):
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The kernel, compiled if need be; None, with one line in the log, where it cannot be."""
-    source = Path(__file__).with_name("kernel.c").read_bytes()
+    kernel = load(_SOURCE, "k-means without its compiled kernel, several times slower, same results")
+    return None if kernel is None else _declare(kernel)
+
+
+def load(source: Path, without: str) -> ctypes.CDLL | None:
+    """The library made of a C file, compiled when first needed; None where it cannot be, and the log says `without`."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
     try:
-        path = _cache() / f"kernel-{sha256(source + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
+        name = sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
+        path = _cache() / f"{source.stem}-{name}.so"
         if not path.exists():
             if compiler is None:
                 raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
-            _compile(compiler, path)
-        return _declare(ctypes.CDLL(str(path)))
+            _compile(compiler, path, source)
+        return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("k-means without its compiled kernel, several times slower, same results: %s", error)
+        log.warning("%s: %s", without, error)
         return None
 
 
@@ -172,9 +179,8 @@ def _cache() -> Path:
     return Path(tempfile.mkdtemp(prefix="raycluster-"))
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, path: Path, source: Path = _SOURCE) -> None:
     """Compile into a temporary file beside `path`, then move it there in one step: many processes may start at once."""
-    source = Path(__file__).with_name("kernel.c")
     temporary = path.with_suffix(f".{os.getpid()}.part")
     command = [compiler, *_FLAGS, "-o", str(temporary), str(source), "-lm"]
     try:

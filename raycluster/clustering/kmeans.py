@@ -184,9 +184,10 @@ def _step(block: Block, target: Target, scale: float, engine: Engine, name: str)
 
 def _label(block: Block, target: Target, engine: Engine, name: str) -> tuple[NDArray[np.int64], int]:
     """Labels of a block, and how many are not those of the step before."""
-    before = hints.recall(name, block.samples)
+    kept = hints.recall(name, block.samples)
+    before = None if kept is None else kept.astype(np.int64)
     labels = assign(block.values, target, engine, before)
-    hints.keep(name, block.samples, labels)
+    hints.keep(name, block.samples, labels.astype(np.int32))
     return labels, len(labels) if before is None else int(np.count_nonzero(labels != before))
 
 
