@@ -22,7 +22,6 @@
 #define TILE 48  /* rows whose logits are kept at a time, a multiple of GROUP */
 #define DEPTH 256 /* features that are multiplied at a time, so that a panel of weights stays in the cache */
 #define LANES 8
-#define NEGLIGIBLE 40 /* e^-40 of a row is below what the sums resolve */
 
 enum { UNSUPPORTED = 0, WITH_AVX2 = 1, WITH_AVX512 = 2 };
 
@@ -40,6 +39,7 @@ typedef struct {
     const int64_t *first;
     const int32_t *cluster;
     const double *score; /* sharpness * logit + u, less the largest of its row: in [-depth, 0] */
+    double negligible;   /* what is so far below the best of its row has no share */
 } candidates_t;
 
 int sinkhorn_support(void) {
@@ -242,7 +242,7 @@ INLINE int64_t share_out(const candidates_t *all, int64_t row, const double *shi
         return 1;
     }
     for (int64_t j = number; j < padded; j++) scores[j] = -INFINITY;
-    double largest = largest_of(scores, padded), floor = largest - NEGLIGIBLE;
+    double largest = largest_of(scores, padded), floor = largest - all->negligible;
     for (int64_t j = 0; j < padded; j += LANES) {
         int found = 0;
         for (int i = 0; i < LANES; i++) found |= scores[j + i] >= floor;

@@ -55,7 +55,7 @@ def pack(weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Classifier
 
 
 class Plan(NamedTuple):
-    """Shares of n rows in clusters at one scaling, without those below e^-40; laid out as `Candidates`.
+    """Shares of n rows in clusters at one scaling, without those that are negligible; laid out as `Candidates`.
 
     share: float64, those of a row have the sum 1. value: the sum of log(sum of e^score) in units of the caller.
     """

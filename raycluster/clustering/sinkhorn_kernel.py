@@ -30,16 +30,19 @@ def candidates(values: NDArray[np.floating], head: Classifier, place: Place) -> 
     return found
 
 
-def plan(found: Candidates, shift: NDArray[np.float64], value_scale: float) -> Plan:
-    """Of the rows of some candidates at the scaling place.scaling + shift (K,)."""
+def plan(found: Candidates, shift: NDArray[np.float64], negligible: float, value_scale: float) -> Plan:
+    """Of the rows of some candidates at the scaling place.scaling + shift (K,), without shares below e^-negligible."""
     library = _library()
     if library is None:
-        return sinkhorn_plain.plan(found, shift, value_scale)
+        return sinkhorn_plain.plan(found, shift, negligible, value_scale)
     num_rows, room = len(found.top), len(found.cluster) + PANEL
     first, cluster, share = np.zeros(num_rows + 1, np.int64), np.empty(room, np.int32), np.empty(room)
     most = int(np.diff(found.first).max(initial=0))
     inputs = [_at(array) for array in (found.first, found.cluster, found.score)]
-    structure, outputs = _Candidates(num_rows, most, *inputs), [_at(array) for array in (first, cluster, share)]
+    structure, outputs = (
+        _Candidates(num_rows, most, *inputs, negligible),
+        [_at(array) for array in (first, cluster, share)],
+    )
     value = library.sinkhorn_shares(ctypes.byref(structure), _at(shift), value_scale, support(), *outputs)
     count = int(first[-1])
     return Plan(first, cluster[:count].copy(), share[:count].copy(), value)
@@ -76,9 +79,11 @@ class _Head(ctypes.Structure):
 
 
 class _Candidates(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("num_rows", "most")] + [
-        (name, ctypes.c_void_p) for name in ("first", "cluster", "score")
-    ]
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("num_rows", "most")]
+        + [(name, ctypes.c_void_p) for name in ("first", "cluster", "score")]
+        + [("negligible", ctypes.c_double)]
+    )
 
 
 @lru_cache(maxsize=1)

@@ -40,6 +40,7 @@ class Ask(NamedTuple):
     kept: bool
     shift: NDArray[np.float64]
     point: int = 0
+    negligible: float = 40.0
     scale: float = 1.0
     value_scale: float = 1.0
     vector: NDArray[np.float64] | None = None
@@ -129,7 +130,7 @@ def _plans(block: Block, token: str, ask: Ask, head: Classifier | None) -> Itera
         yield found.plan
         return
     for part in chosen(block, token, ask, head):
-        made = plan(part, ask.shift, ask.value_scale)
+        made = plan(part, ask.shift, ask.negligible, ask.value_scale)
         if ask.kept:
             _keep(block, token, ask, _Kept(ask.place_id, part, ask.point, made))
         yield made

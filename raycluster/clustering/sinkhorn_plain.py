@@ -10,7 +10,6 @@ from raycluster.clustering.sinkhorn_candidates import Candidates, Classifier, Pl
 
 _ROWS = 256
 _PAIRS = 1 << 14
-_NEGLIGIBLE = 40.0
 
 
 def candidates(rows: NDArray[np.float32], head: Classifier, place: Place) -> Candidates:
@@ -61,12 +60,12 @@ def _pairs(
     return np.concatenate(parts)
 
 
-def plan(found: Candidates, shift: NDArray[np.float64], value_scale: float) -> Plan:
+def plan(found: Candidates, shift: NDArray[np.float64], negligible: float, value_scale: float) -> Plan:
     """See `sinkhorn_kernel.plan`."""
     row = np.repeat(np.arange(len(found.top)), np.diff(found.first))
     score = found.score + shift[found.cluster]
     largest = _by_row(np.maximum, score, found.first)
-    kept = score >= largest[row] - _NEGLIGIBLE
+    kept = score >= largest[row] - negligible
     row, cluster, score = row[kept], found.cluster[kept], score[kept]
     first = np.searchsorted(row, np.arange(len(found.first)))
     weight = np.exp(score - largest[row])

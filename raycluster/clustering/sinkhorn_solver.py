@@ -26,11 +26,13 @@ from raycluster.clustering.sinkhorn_passes import GAPS, Answer, Ask
 _BITS = 61
 _SLACK = 40.0  # of the tolerance, what may be left out is this part
 _LEAST_REACH = 4.0
+_MARGIN = 5.0
 _EVERYTHING = 1024.0
 _DAMPING = 4.0  # of the first step, over the reach
 _LARGEST_STEP = 100.0
 _LEAST_DAMPING = 1e-10
 _MOST_PRODUCTS = 60
+_LEAST_SHARE = 1e-12
 _BACKTRACKS = 8
 
 
@@ -106,7 +108,17 @@ class Solver:
         zeros = np.zeros(len(scaling))
         bits = math.frexp(place.depth + 64)[1]
         value_scale = 2.0 ** min(50 - bits, _BITS - bits - goal.num_rows.bit_length())
-        return Ask("marginals", goal.head, place, place_id, kept, zeros, scale=self.scale, value_scale=value_scale)
+        return Ask(
+            "marginals",
+            goal.head,
+            place,
+            place_id,
+            kept,
+            zeros,
+            negligible=self.tau + _MARGIN,
+            scale=self.scale,
+            value_scale=value_scale,
+        )
 
     def _evaluate(self, ask: Ask) -> Generator[Ask, Answer, _Point]:
         self.passes += 1
@@ -146,6 +158,8 @@ class Solver:
 
     def _step(self, ask: Ask, point: _Point) -> Generator[Ask, Answer, NDArray[np.float64]]:
         """Conjugate gradients for (H + damping * diag(prior)) step = -gradient, as exact as the error calls for."""
+        if not ask.kept and point.number == 1:  # Sinkhorn's own step: good where clusters are not yet told apart
+            return -np.log(np.maximum(point.gradient / self.prior + 1, _LEAST_SHARE))
         goal = min(0.1, max(1e-3, 10 * self._error(point)))
         diagonal = np.maximum(point.slopes, 0) + self.damping * self.prior
         step, residual = np.zeros_like(self.prior), -point.gradient
