@@ -157,30 +157,55 @@ INLINE double exponentials(double *values, int64_t padded, double largest) {
 
 /* --------------------------------------------------------------------------------------------------------- candidates */
 
-/* The candidates of one row, from its logits: those at most `depth` below the best. Gives their number. */
-INLINE int64_t choose(const float *logits, const head_t *head, double *scores, int32_t *cluster, double *score,
-                      double *top, double *norm) {
-    int64_t num_clusters = head->num_clusters, padded = (num_clusters + LANES - 1) / LANES * LANES, count = 0;
+/* sharpness * logit + u of one row, padded by -infinity; gives the best of them, and the log of the sum of e^logit. */
+INLINE double score(const float *logits, const head_t *head, double *scores, double *norm) {
+    int64_t num_clusters = head->num_clusters, padded = (num_clusters + LANES - 1) / LANES * LANES;
     for (int64_t k = 0; k < num_clusters; k++) scores[k] = logits[k];
     for (int64_t k = num_clusters; k < padded; k++) scores[k] = -INFINITY;
     double largest = largest_of(scores, padded);
     *norm = largest + log(exponentials(scores, padded, largest));
     for (int64_t k = 0; k < num_clusters; k++) scores[k] = head->sharpness * logits[k] + head->scaling[k];
     for (int64_t k = num_clusters; k < padded; k++) scores[k] = -INFINITY;
-    double best = largest_of(scores, padded), floor = best - head->depth;
-    for (int64_t k = 0; k < padded; k += LANES) {
-        int found = 0;
-        for (int j = 0; j < LANES; j++) found |= scores[k + j] >= floor;
+    return largest_of(scores, padded);
+}
+
+#ifdef X86
+/* Those of `number` scores that reach best - depth: their ids (or places), and how far they are below the best. Scores
+   are padded to whole lanes by -infinity; the outputs have room for a lane more than is kept. Gives how many. */
+AVX512 INLINE int64_t keep_avx512(const double *scores, int64_t number, double best, double depth, const int32_t *ids,
+                                  int32_t *kept, double *below) {
+    __m512d floor = _mm512_set1_pd(best - depth), top = _mm512_set1_pd(best), least = _mm512_set1_pd(-INFINITY);
+    __m256i places = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), eight = _mm256_set1_epi32(8);
+    int64_t count = 0;
+    for (int64_t k = 0; k < number; k += 8, places = _mm256_add_epi32(places, eight)) {
+        __m512d some = _mm512_loadu_pd(scores + k);
+        __mmask8 found = _mm512_cmp_pd_mask(some, floor, _CMP_GE_OQ) & _mm512_cmp_pd_mask(some, least, _CMP_GT_OQ);
         if (!found) continue;
-        for (int j = 0; j < LANES; j++)
-            if (scores[k + j] >= floor && scores[k + j] > -INFINITY) {
-                cluster[count] = (int32_t)(k + j);
-                score[count++] = scores[k + j] - best;
-            }
+        __mmask8 there = (__mmask8)(number - k >= 8 ? 255 : (1 << (number - k)) - 1);
+        __m256i names = ids ? _mm256_maskz_loadu_epi32(there, ids + k) : places;
+        _mm512_storeu_pd(below + count, _mm512_maskz_compress_pd(found, _mm512_sub_pd(some, top)));
+        _mm256_storeu_si256((void *)(kept + count), _mm256_maskz_compress_epi32(found, names));
+        count += __builtin_popcount(found);
     }
-    *top = best;
     return count;
 }
+
+AVX2 INLINE int64_t keep_avx2(const double *scores, int64_t number, double best, double depth, const int32_t *ids,
+                              int32_t *kept, double *below) {
+    double floor = best - depth;
+    int64_t count = 0;
+    for (int64_t k = 0; k < number; k += LANES) {
+        int found = 0;
+        for (int j = 0; j < LANES; j++) found |= scores[k + j] >= floor;
+        for (int j = 0; found && j < LANES; j++)
+            if (scores[k + j] >= floor && scores[k + j] > -INFINITY) {
+                kept[count] = ids ? ids[k + j] : (int32_t)(k + j);
+                below[count++] = scores[k + j] - best;
+            }
+    }
+    return count;
+}
+#endif
 
 #define CANDIDATES(suffix, ...)                                                                                        \
     __VA_ARGS__ static void logits_##suffix(const float *rows, int64_t count, const head_t *head, float *tile) {      \
@@ -193,7 +218,7 @@ INLINE int64_t choose(const float *logits, const head_t *head, double *scores, i
                                       dim - d < DEPTH ? dim - d : DEPTH, tile + row * width + k, width);              \
     }                                                                                                                 \
     __VA_ARGS__ static void candidates_##suffix(const float *rows, int64_t num_rows, const head_t *head,              \
-                                                char *memory, int64_t *first, int32_t *cluster, double *score,        \
+                                                char *memory, int64_t *first, int32_t *cluster, double *below,        \
                                                 double *top, double *norm) {                                          \
         int64_t dim = head->dim, width = (head->num_clusters + PANEL - 1) / PANEL * PANEL;                            \
         double *scores = (double *)memory;                                                                            \
@@ -210,8 +235,9 @@ INLINE int64_t choose(const float *logits, const head_t *head, double *scores, i
             }                                                                                                         \
             for (int64_t row = 0; row < count; row++) {                                                               \
                 int64_t i = start + row, at = first[i];                                                               \
-                first[i + 1] =                                                                                        \
-                    at + choose(logits + row * stride, head, scores, cluster + at, score + at, top + i, norm + i);    \
+                top[i] = score(logits + row * stride, head, scores, norm + i);                                        \
+                first[i + 1] = at + keep_##suffix(scores, head->num_clusters, top[i], head->depth, NULL,              \
+                                                  cluster + at, below + at);                                          \
             }                                                                                                         \
         }                                                                                                             \
     }
@@ -229,35 +255,20 @@ INLINE int64_t rounded(double value) {
     return bits - zero;
 }
 
-/* The part of a row's plan that is not negligible: the clusters and their shares, in order. Gives how many, and the
-   logarithm of the row's sum. */
-INLINE int64_t share_out(const candidates_t *all, int64_t row, const double *shift, double *scores, int32_t *cluster,
-                         double *share, double *value) {
-    int64_t first = all->first[row], number = all->first[row + 1] - first, count = 0;
-    int64_t padded = (number + LANES - 1) / LANES * LANES;
-    const int32_t *candidate = all->cluster + first;
-    for (int64_t j = 0; j < number; j++) scores[j] = all->score[first + j] + shift[candidate[j]];
-    if (number == 1) {
-        cluster[0] = *candidate, share[0] = 1, *value = scores[0];
-        return 1;
-    }
-    for (int64_t j = number; j < padded; j++) scores[j] = -INFINITY;
-    double largest = largest_of(scores, padded), floor = largest - all->negligible;
-    for (int64_t j = 0; j < padded; j += LANES) {
-        int found = 0;
-        for (int i = 0; i < LANES; i++) found |= scores[j + i] >= floor;
-        if (!found) continue;
-        for (int i = 0; i < LANES; i++)
-            if (scores[j + i] >= floor) {
-                cluster[count] = candidate[j + i];
-                share[count++] = scores[j + i];
-            }
-    }
+/* Scores of one row at the scaling u + shift, padded by -infinity; gives the largest. */
+INLINE double shifted(const candidates_t *all, int64_t row, const double *shift, double *scores) {
+    int64_t first = all->first[row], number = all->first[row + 1] - first;
+    for (int64_t j = 0; j < number; j++) scores[j] = all->score[first + j] + shift[all->cluster[first + j]];
+    for (int64_t j = number; j % LANES; j++) scores[j] = -INFINITY;
+    return largest_of(scores, (number + LANES - 1) / LANES * LANES);
+}
+
+/* Differences from the best score become shares; gives the log of the sum that they are divided by. */
+INLINE double share_out(double *share, int64_t count) {
     for (int64_t j = count; j % LANES; j++) share[j] = -INFINITY;
-    double sum = exponentials(share, (count + LANES - 1) / LANES * LANES, largest), unit = 1 / sum;
+    double sum = exponentials(share, (count + LANES - 1) / LANES * LANES, 0), unit = 1 / sum;
     for (int64_t j = 0; j < count; j++) share[j] *= unit;
-    *value = largest + log(sum);
-    return count;
+    return log(sum);
 }
 
 #define PASSES(suffix, ...)                                                                                            \
@@ -266,9 +277,17 @@ INLINE int64_t share_out(const candidates_t *all, int64_t row, const double *shi
         int64_t value = 0;                                                                                            \
         first[0] = 0;                                                                                                 \
         for (int64_t row = 0; row < all->num_rows; row++) {                                                           \
-            int64_t at = first[row];                                                                                  \
-            double one;                                                                                               \
-            first[row + 1] = at + share_out(all, row, shift, scores, cluster + at, share + at, &one);                 \
+            int64_t at = first[row], from = all->first[row], number = all->first[row + 1] - from;                     \
+            if (number == 1) { /* its only choice, whatever the scalings */                                           \
+                cluster[at] = all->cluster[from], share[at] = 1, first[row + 1] = at + 1;                             \
+                value += rounded((all->score[from] + shift[cluster[at]]) * value_scale);                              \
+                continue;                                                                                             \
+            }                                                                                                         \
+            double best = shifted(all, row, shift, scores);                                                           \
+            int64_t count = keep_##suffix(scores, number, best, all->negligible, all->cluster + from, cluster + at,   \
+                                          share + at);                                                                \
+            double one = best + share_out(share + at, count);                                                         \
+            first[row + 1] = at + count;                                                                              \
             value += rounded(one * value_scale);                                                                      \
         }                                                                                                             \
         return value;                                                                                                 \
@@ -300,18 +319,18 @@ CANDIDATES(avx2, AVX2)
 PASSES(avx2, AVX2)
 #endif
 
-/* Candidates of rows (n, D), or (n, K) logits. first: (n + 1). cluster, score: room for n * K. top: (n) the largest
+/* Candidates of rows (n, D), or (n, K) logits. first: (n + 1). cluster, below: room for n * K + 8. top: (n) the largest
    sharpness * logit + u. norm: (n) log of the sum of e^logit. Returns their number, or -1 if there is no memory. */
 int64_t sinkhorn_candidates(const float *rows, int64_t num_rows, const head_t *head, int64_t support, int64_t *first,
-                            int32_t *cluster, double *score, double *top, double *norm) {
+                            int32_t *cluster, double *below, double *top, double *norm) {
     int64_t width = (head->num_clusters + PANEL - 1) / PANEL * PANEL;
     char *memory = calloc(width * sizeof(double) + TILE * (width + head->dim) * sizeof(float), 1);
     if (!memory) return -1;
 #ifdef X86
     if (support == WITH_AVX512)
-        candidates_avx512(rows, num_rows, head, memory, first, cluster, score, top, norm);
+        candidates_avx512(rows, num_rows, head, memory, first, cluster, below, top, norm);
     else
-        candidates_avx2(rows, num_rows, head, memory, first, cluster, score, top, norm);
+        candidates_avx2(rows, num_rows, head, memory, first, cluster, below, top, norm);
 #endif
     free(memory);
     return first[num_rows];

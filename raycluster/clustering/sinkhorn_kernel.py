@@ -120,8 +120,8 @@ def _candidates(rows: NDArray[np.float32], head: Classifier, place: Place) -> Ca
     packed = None if head.packed is None else _at(head.packed)
     structure = _Head(num_clusters, dim, packed, _at(bias), _at(scaling), place.sharpness, place.depth)
     first = np.zeros(num_rows + 1, np.int64)
-    cluster = np.empty(num_rows * num_clusters, np.int32)  # memory that is not written to is not taken
-    score = np.empty(num_rows * num_clusters, np.float64)
+    room = num_rows * num_clusters + PANEL  # memory that is not written to is not taken
+    cluster, score = np.empty(room, np.int32), np.empty(room)
     tops = np.empty((2, num_rows))
     outputs = [_at(array) for array in (first, cluster, score, tops[0], tops[1])]
     count = library.sinkhorn_candidates(_at(rows), num_rows, ctypes.byref(structure), support(), *outputs)

@@ -37,6 +37,7 @@ def _some(rows: NDArray[np.float32], head: Classifier, place: Place) -> tuple[ND
         )
     largest = near.max(axis=1, keepdims=True)
     norm = (largest + np.log(np.exp(near - largest).sum(axis=1, keepdims=True)))[:, 0]
+    norm = norm.astype(np.float32).astype(np.float64)  # drops what depends on the order
     near = place.sharpness * near + place.scaling
     floor = near.max(axis=1, keepdims=True) - place.depth - 4 * place.sharpness * slack
     row, cluster = np.nonzero((near >= floor) & (near > -np.inf))

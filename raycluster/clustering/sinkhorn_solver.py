@@ -141,9 +141,9 @@ class Solver:
     def _descend(self, ask: Ask) -> Generator[Ask, Answer, tuple[Ask, float]]:
         """Steps until the tolerance, or the end of the reach of these candidates."""
         reach = ask.place.depth - self.tau
-        self.damping = self.damping or _DAMPING / min(reach, _LARGEST_STEP)
         point = yield from self._evaluate(ask)
         best = self._error(point), point.shift
+        self.damping = self.damping or _DAMPING / min(reach, _LARGEST_STEP) * min(1.0, best[0])
         while best[0] > self.goal.tolerance and self.passes < self.goal.max_iterations:
             step = yield from self._step(ask, point)
             wanted = min(1.0, reach / 3 / (float(np.ptp(step)) or 1.0))
