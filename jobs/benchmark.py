@@ -6,6 +6,9 @@
     python jobs/benchmark.py kmeans [before=FOLDER/before.npy] [after=FOLDER/after.npy] [clusters=1000] [engines=int8]
     python jobs/benchmark.py embeddings pictures=URI out=DIR
     python jobs/benchmark.py kmeans [before=DIR/before.npy after=DIR/after.npy] [clusters=1000,10000] [rows=50000]
+    python jobs/benchmark.py heads pictures=CIFAR [heads=1,4] [images=10000] [epochs=6] [seeds=3]
+    python jobs/benchmark.py harvest pictures=CIFAR [images=10000] [epochs=6]
+    python jobs/benchmark.py imbalance pictures=CIFAR [images=10000] [epochs=6]
 
 Each benchmark is a module of `jobs/benchmarks/`.
 """
