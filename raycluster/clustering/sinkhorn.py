@@ -27,7 +27,7 @@ Rounding = Literal["argmax", "exact"]
 Head: TypeAlias = "tuple[NDArray[np.floating], NDArray[np.floating]]"
 
 # Candidates may take as much memory as the rows themselves, this many times over; but at least so many per row.
-_MEMORY = 2.0
+_MEMORY = 4.0
 _FEWEST_KEPT = 64.0
 _BYTES_PER_CANDIDATE = 12
 

@@ -16,7 +16,7 @@ from raycluster.features import Features
 from raycluster.types import Block
 
 _ROWS = 256  # whose candidates are held at a time where they are not kept
-_SAMPLED = 512
+_SAMPLED = 256
 # Distances below the best score, 8 to an octave from 1/4 to 2^28.
 GAPS = 2.0 ** (np.arange(-16, 8 * 28) / 8)
 
@@ -28,7 +28,7 @@ class Ask(NamedTuple):
     """What a solver wants to know of one head.
 
     `marginals` at place.scaling + shift: shares, slopes (K,), [value] (see `sinkhorn_kernel`). `product`: the
-    derivative of the marginals there along `vector` (K,). `gaps`: how many scores of about 500 rows, drawn by sample
+    derivative of the marginals there along `vector` (K,). `gaps`: how many scores of about 250 rows, drawn by sample
     id, lie how far below the best of their row, and of how many rows. place_id, point: change with place, shift.
     kept: whether candidates and plan are kept where the rows are; if not, they are computed in every pass.
     """
