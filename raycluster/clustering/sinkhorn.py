@@ -26,9 +26,11 @@ from raycluster.types import UserError
 Rounding = Literal["argmax", "exact"]
 Head: TypeAlias = "tuple[NDArray[np.floating], NDArray[np.floating]]"
 
-# Candidates may take as much memory as the rows themselves, this many times over; but at least so many per row.
-_MEMORY = 4.0
-_FEWEST_KEPT = 64.0
+# Candidates of all heads may take as much memory as the rows, so many times over, and so many may be kept of all
+# clusters; but at least so many per row.
+_MEMORY = 3.0
+_MOST_KEPT = 1 / 6
+_FEWEST_KEPT = 128.0
 _BYTES_PER_CANDIDATE = 12
 
 
@@ -86,10 +88,11 @@ def sinkhorn(
     shares, scalings = _priors(priors, counts), []
     for prior, u in zip(shares, _starts(start, counts), strict=True):
         scalings.append(np.where(prior > 0, u, -np.inf))
-    budget = max(_FEWEST_KEPT, _MEMORY * 4 * features.dim / _BYTES_PER_CANDIDATE / len(counts))
+    affordable = _MEMORY * 4 * features.dim / _BYTES_PER_CANDIDATE / len(counts)
+    budgets = [max(_FEWEST_KEPT, min(affordable, _MOST_KEPT * len(prior))) for prior in shares]
     goals = [
         Goal(index, features.num_rows, prior, sharpness, tolerance, max_iterations, budget)
-        for index, prior in enumerate(shares)
+        for index, (prior, budget) in enumerate(zip(shares, budgets, strict=True))
     ]
     passes = Passes(features, classifiers, token_hex(8))
     try:
