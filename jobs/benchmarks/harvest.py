@@ -30,6 +30,7 @@ def run(
         data = subset(pictures, Path(folder), images)
         lines = [f"{images} images, {epochs} epochs, {heads} heads, {seeds} seeds", "", head("features", COLUMNS)]
         settings = [f"data.uri={data}", f"method.num_heads={heads}", f"training.epochs={epochs}"]
+        settings.append(f"training.head_lr={0.5 * heads}")  # the loss is a mean over heads
         settings += ["training.milestones=[]", "training.schedule=cosine"]
         for features in ("fresh", "harvested"):
             how = [f"method.features={features}", "method.schedule=epochs", "method.every=1"]

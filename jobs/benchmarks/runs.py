@@ -48,7 +48,11 @@ def outcome(config: str, judge: str, *overrides: str) -> Figures:
     """
     prepare_process()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        settings = load(Config, config, [*overrides, "evaluation.max_samples=200", f"run.dir={folder}/run"])
+        settings = load(
+            Config,
+            config,
+            [*overrides, "evaluation.max_samples=200", "evaluation.test_uri=null", f"run.dir={folder}/run"],
+        )
         workers = LocalWorkers()
         events = list(pretrain(settings, workers))
         records = [event.record for event in events if isinstance(event, Round)]
