@@ -43,17 +43,27 @@ class RunSettings:
 
     dir: the run directory, a path or any URI that all nodes can write. resume: `auto` goes on where the directory
     stands, `never` wants no run in it. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
-    `auto` is 0 unless the cluster has several GPUs. actors: of the feature pool, 0 for one a node. checkpoint_minutes:
-    between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost workers forgiven.
+    `auto` is 0 unless the cluster has several GPUs. device: what workers compute on; `auto` looks at the nodes that
+    are there, so say `gpu` or `cpu` where an autoscaler has yet to bring them. actors: of the feature pool, 0 for one
+    a node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost
+    workers forgiven.
     """
 
     dir: str
     resume: Literal["auto", "never"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
+    device: Literal["auto", "gpu", "cpu"] = "auto"
     actors: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 100
+
+    def __post_init__(self) -> None:
+        if self.workers == 0 and self.device != "auto":
+            raise UserError(
+                f"run.device: seen {self.device}; wanted auto where run.workers is 0: the job trains on what its own "
+                "machine has. Set run.workers to at least 1, or leave run.device out"
+            )
 
     def workers_wanted(self) -> tuple[int, int]:
         """(fewest, most) as far as the settings say; (0, 0) for `auto`."""

@@ -75,9 +75,9 @@ class _Trainer(TorchTrainer):
 
 
 def _placement(config: Config) -> tuple[int, int, bool]:
-    """(fewest workers, most workers, one GPU each?), checked against what the cluster has or could have."""
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
+    """(fewest workers, most workers, one GPU each?), checked against what the cluster has, or is said to get."""
+    total, device = ray.cluster_resources(), config.run.device
+    gpus = int(total.get("GPU", 0)) if device != "cpu" else 0
     least, most = config.run.workers_wanted()
     if config.run.workers == "auto":
         least, most = (1, gpus) if gpus > 1 else (0, 0)
@@ -87,12 +87,13 @@ def _placement(config: Config) -> tuple[int, int, bool]:
             f"{config.training.num_microbatches} microbatches of {config.training.microbatch}; "
             "allow fewer workers or make training.microbatch smaller"
         )
-    if most and not gpus and TRAIN_SLOT not in total:
+    if most and not gpus and TRAIN_SLOT not in total and device == "auto":
         raise UserError(
             f"run.workers is {config.run.workers}, but no node of this cluster has GPUs or the resource {TRAIN_SLOT}; "
-            f"start its nodes with --resources='{{\"{TRAIN_SLOT}\": 1}}', or set run.workers=0 to train in the job"
+            f"start its nodes with --resources='{{\"{TRAIN_SLOT}\": 1}}', or set run.workers=0 to train in the job; "
+            "where an autoscaler has yet to bring them, set run.device=gpu or run.device=cpu"
         )
-    return least, most, bool(most and gpus)
+    return least, most, bool(most and (gpus or device == "gpu"))
 
 
 def _train(loop: dict[str, Any]) -> tuple[str, str]:
