@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from raycluster.data.manifest import DataSettings, Manifest
 from raycluster.data.plan import shard_chunks
 from raycluster.data.transforms import View
 from raycluster.models.backbone import Backbone, pool
-from raycluster.types import Block, ImageBlock, Loader, Stopped
+from raycluster.types import Block, ChunkFailed, ImageBlock, Loader, Stopped, UserError
 from raycluster.workers import Workers
 
 BATCH = 256  # rows of one forward pass; part of the result, since kernels may round differently at other sizes
@@ -30,6 +31,13 @@ class Progress(NamedTuple):
     done: int
     total: int
     note: str = ""
+
+
+class Lost(NamedTuple):
+    """Something went away that is being made good. shards: of features that are extracted again."""
+
+    what: str
+    shards: int = 0
 
 
 class Skipped(NamedTuple):
@@ -80,37 +88,61 @@ def extract(
     descriptor: Descriptor,
     version: str,
     shards: Sequence[int],
-) -> Iterator[Progress | Skipped]:
+    again: bool = False,
+) -> Iterator[Progress | Skipped | Lost]:
     """Put the features of `shards` under `version`, sharing the work; what a lost machine takes with it is done again.
 
-    Yields progress and, at the end, the skipped images of all workers. Collective: every worker must exhaust it.
-    Raises Stopped on all workers soon after one was asked to stop.
+    again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
+    workers. Collective: every worker must exhaust it. Raises Stopped on all workers soon after one was asked to stop,
+    UserError if a shard fails twice.
     """
     skipped: list[Skipped] = []
+    failed: list[ChunkFailed] = []
     was_training = backbone.training
     backbone.eval()
     whole = shard_chunks(pictures.manifest.shards)
     while missing := workers.missing(version, shards):
+        if again:
+            yield Lost(f"{_some(missing)} of features went away or failed, and are extracted again", len(missing))
+        again = True
         chunks = [whole[shard] for shard in workers.share(missing)]
         done, total = 0, sum(len(chunk.samples) for chunk in chunks)
-        for shard, group in groupby(workers.stream(chunks, pictures.loader(view)), key=lambda block: block.lane):
-            samples, images, errors = _whole_shard(list(group))
-            good = errors == ""
-            skipped += [
-                Skipped(int(sample), str(error)) for sample, error in zip(samples[~good], errors[~good], strict=True)
-            ]
-            workers.put(
-                version, shard, Block(samples[good], descriptor.describe(backbone, images[good], workers.device))
-            )
-            done += len(samples)
-            yield Progress("extracting", done, total)
-            if workers.stopping():
-                break
+        try:
+            for shard, group in groupby(workers.stream(chunks, pictures.loader(view)), key=lambda block: block.lane):
+                samples, images, errors = _whole_shard(list(group))
+                good = errors == ""
+                skipped += map(Skipped, samples[~good].tolist(), errors[~good].tolist())
+                features = descriptor.describe(backbone, images[good], workers.device)
+                workers.put(version, shard, Block(samples[good], features))
+                done += len(samples)
+                yield Progress("extracting", done, total)
+                if workers.stopping():
+                    break
+        except ChunkFailed as error:
+            failed.append(error)
         if any(workers.gather([workers.stopping()])):
             raise Stopped("stopped while extracting features; the same command goes on from the last checkpoint")
-        skipped = workers.gather(skipped)
+        skipped, failed = workers.gather(skipped), workers.gather(failed)
+        _check_failed(failed, pictures.manifest)
     backbone.train(was_training)
     yield from sorted(set(skipped))
+
+
+def _check_failed(failed: list[ChunkFailed], manifest: Manifest) -> None:
+    """A shard may fail once: for lack of memory, or by a machine that is ill."""
+    counts = Counter(error.lane for error in failed)
+    for error in failed:
+        if counts[error.lane] > 1:
+            start, stop = manifest.shards[error.lane]
+            raise UserError(
+                f"shard {error.lane}, the {stop - start} images from {manifest.paths[start]} to "
+                f"{manifest.paths[stop - 1]}, failed twice: {error.reason}. Mend or remove them, or give the tasks "
+                "that read them more memory"
+            )
+
+
+def _some(shards: Sequence[int]) -> str:
+    return "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
 
 
 def _whole_shard(blocks: list[ImageBlock]) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]:

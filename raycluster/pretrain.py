@@ -19,36 +19,43 @@ from sklearn.metrics import normalized_mutual_info_score
 from raycluster import metrics, storage
 from raycluster.data.plan import Rows, from_step, pieces, plan_epoch, steps
 from raycluster.evaluate import Evaluation
-from raycluster.extraction import Descriptor, Progress, Skipped, extract
+from raycluster.extraction import Descriptor, Lost, Progress, Skipped, extract
+from raycluster.lookout import Lookout, Noted, Saved, gather_skipped
 from raycluster.models.export import export
 from raycluster.models.heads import Heads
 from raycluster.run import Config, Run, State, fresh_network, restore, save, start
 from raycluster.rundir import read_report, write_assignments, write_lines, write_report, write_skipped
 from raycluster.seeding import generator, seed_for
+from raycluster.status import Processes, this_process
 from raycluster.training.process import reproducible
 from raycluster.training.step import Microbatch, Step
-from raycluster.types import Assignments, Chunk, Stopped, UserError
-from raycluster.workers import LostBlocks, Workers
+from raycluster.types import Assignments, Chunk, UserError
+from raycluster.workers import Interruptible, LostBlocks, Workers
 
 # Images lie in shared memory, which torch may read; nothing here writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 CHUNK_BYTES = 64 * 2**20  # of pixels that a lane waits for at a time; only memory depends on it
-LOOK_EVERY_STEPS = 8  # how often workers agree on whether to save or stop
 
 
 @dataclass(frozen=True)
 class Started:
     """The run begins or goes on: `step` steps of its round are done.
 
-    rounds: (first step, step after the last) of every round. num_workers: how many share the work now.
+    rounds: (first step, step after the last) of every round; the last ends with epoch `epochs`. processes: of those
+    that share the work now.
     """
 
     num_samples: int
     rounds: list[tuple[int, int]]
     round: int
     step: int
-    num_workers: int
+    epochs: int
+    processes: tuple[str, ...]
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.processes)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Finished:
     report: dict[str, Any]
 
 
-Event = Started | Progress | Round | Finished
+Event = Started | Progress | Round | Finished | Saved | Noted | Lost | Processes
 
 
 def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
@@ -76,16 +83,26 @@ def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
     """
     with reproducible(config.training.threads, exact=config.training.mode == "exact"):
         run = start(config, workers)
-        state = restore(run)
-        if state.round < len(run.rounds):
-            num_workers = len(workers.gather([None]))
-            yield Started(run.pictures.manifest.num_samples, run.rounds, state.round, state.step, num_workers)
-        while state.round < len(run.rounds):
-            if state.assigned != state.round:
-                yield from reassign(run, state)
-            yield from train(run, state)
-            yield close_round(run, state)
-        yield from finish(run, state)
+        try:
+            yield from _go_on(run, restore(run))
+        finally:
+            run.saver.close()
+
+
+def _go_on(run: Run, state: State) -> Iterator[Event]:
+    if state.round < len(run.rounds):
+        processes = tuple(run.workers.gather([this_process()]))
+        num_samples, epochs = run.pictures.manifest.num_samples, run.config.training.epochs
+        yield Started(num_samples, run.rounds, state.round, state.step, epochs, processes)
+    lookout = Lookout(run, state)
+    while state.round < len(run.rounds):
+        if state.assigned != state.round:
+            yield from reassign(run, state)
+            run.workers.once(save, run, state)
+            yield Saved(state.round, state.step)
+        yield from train(run, state, lookout)
+        yield close_round(run, state)
+    yield from finish(run, state)
 
 
 # ---------------------------------------------------------------------------------------------------------- reassigning
@@ -97,6 +114,7 @@ def reassign(run: Run, state: State) -> Iterator[Event]:
     version = workers.once(_version, state)
     descriptor = Descriptor(config.method.layer, config.method.descriptor)
     shards = range(len(run.pictures.manifest.shards))
+    again = False
     while True:
         for event in extract(
             state.network.backbone,
@@ -106,6 +124,7 @@ def reassign(run: Run, state: State) -> Iterator[Event]:
             descriptor=descriptor,
             version=version,
             shards=shards,
+            again=again,
         ):
             if isinstance(event, Skipped):
                 state.skipped = sorted({*state.skipped, event})
@@ -118,16 +137,23 @@ def reassign(run: Run, state: State) -> Iterator[Event]:
             found = workers.once(_assign, run, state, version)
             break
         except LostBlocks:
-            continue
+            again = True
     state.tally["seconds_extracting"] += extracted - began
     state.tally["seconds_assigning"] += time.monotonic() - extracted
     state.assignments, state.assigned = found, state.round
+    # Extracted by a group of workers that is gone, which knew why.
+    state.skipped += _unnamed(found, state.skipped)
     if config.method.resets_heads:
         heads = Heads(
             state.network.backbone.num_features, found.num_clusters, seed_for(config.seed, "head", state.round)
         )
         state.network.heads = heads.to(workers.device)
         state.optimisers.new_heads(state.network.heads)
+
+
+def _unnamed(found: Assignments, skipped: list[Skipped]) -> list[Skipped]:
+    absent = set(np.flatnonzero((found.labels < 0).all(axis=0)).tolist()) - {item.sample for item in skipped}
+    return [Skipped(sample, "it had no features to cluster") for sample in sorted(absent)]
 
 
 def _version(state: State) -> str:
@@ -154,7 +180,8 @@ def _assign(run: Run, state: State, version: str) -> Assignments:
     """New labels, with what a user wants to know about them."""
     num_samples = run.pictures.manifest.num_samples
     seed = seed_for(run.config.seed, "assign", state.round)
-    found: Assignments = run.config.method.assign(run.workers.features(version), num_samples, seed, state.assignments)
+    features = Interruptible(run.workers.features(version), run.workers.stopping)
+    found: Assignments = run.config.method.assign(features, num_samples, seed, state.assignments)
     figures = {**found.figures, **describe(found, state.assignments, run.pictures.manifest.labels)}
     return Assignments(found.labels, found.num_clusters, figures, found.state)
 
@@ -177,14 +204,14 @@ def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train(run: Run, state: State) -> Iterator[Event]:
+def train(run: Run, state: State, lookout: Lookout) -> Iterator[Event]:
     """The rest of the round, from state.step on."""
     config, workers = run.config, run.workers
     first, last = run.rounds[state.round]
     exact = config.training.mode == "exact"
     network = state.network if exact else workers.parallel(state.network)
     step = Step(network, state.optimisers, config.training, add=workers.add)
-    saved = began = time.monotonic()
+    began = time.monotonic()
     for microbatches in _microbatches(run, state):
         result = step(microbatches, epoch=(first + state.step) / run.steps_per_epoch)
         state.step += 1
@@ -194,19 +221,7 @@ def train(run: Run, state: State) -> Iterator[Event]:
         state.tally["seconds_training"] += now - began
         began = now
         yield Progress("training", state.step, last - first, f"loss {state.tally['loss'] / state.tally['steps']:.3f}")
-        if state.step % LOOK_EVERY_STEPS == 0:
-            wish = workers.once(_wish, run, saved)
-            if wish:
-                workers.once(save, run, state)
-                saved = time.monotonic()
-            if wish == "stop":
-                raise Stopped(f"stopped in round {state.round + 1}; the same command goes on from there")
-
-
-def _wish(run: Run, saved: float) -> str:
-    if run.workers.stopping():
-        return "stop"
-    return "save" if time.monotonic() - saved > 60 * run.config.run.checkpoint_minutes else ""
+        yield from lookout.after_step()
 
 
 def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
@@ -270,7 +285,7 @@ def close_round(run: Run, state: State) -> Round:
     """Write down what the round did, and make the next one the one to begin."""
     found = state.assignments
     assert found is not None
-    state.skipped = sorted(set(run.workers.gather(state.skipped)))  # each worker met those of its own lanes
+    gather_skipped(run, state)
     tally = state.tally
     loss = tally["loss"] / max(1, tally["steps"])
     images = tally["steps"] * run.config.training.global_batch
@@ -278,6 +293,7 @@ def close_round(run: Run, state: State) -> Round:
         "round": state.round,
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
         "step": run.rounds[state.round][1],
+        "steps": int(tally["steps"]),
         "loss": loss,
         "loss_over_chance": metrics.loss_over_chance(loss, found.num_clusters[0]),
         "images_per_second": images / max(tally["seconds_training"], 1e-9),
@@ -294,7 +310,7 @@ def close_round(run: Run, state: State) -> Round:
 
 def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
-    save(run, state)  # first: should the rest fail, nothing of the round is lost
+    save(run, state)
     write_lines(run.config.run.dir, "metrics.jsonl", state.records)
     write_skipped(run.config.run.dir, run.pictures.manifest, state.skipped)
     write_assignments(run.config.run.dir, run.pictures.manifest, state.assignments.labels)
@@ -306,6 +322,7 @@ def finish(run: Run, state: State) -> Iterator[Event]:
     if report is not None:
         yield Finished(report)
         return
+    run.workers.once(run.saver.wait)
     run.workers.once(write_export, run, state)
     report = {
         "images": run.pictures.manifest.num_samples,

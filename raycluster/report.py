@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from raycluster import storage
-from raycluster.extraction import Progress
+from raycluster.extraction import Lost, Progress
+from raycluster.lookout import Noted
 from raycluster.pretrain import Event, Finished, Round, Started
 from raycluster.run import Config
+from raycluster.types import UserError
 
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}"
 SECONDS_BETWEEN_LINES = 30  # in a log file, where a live line would be thousands
@@ -49,6 +52,11 @@ class Watcher:
             for warning in warnings(event.record, self.config.method.heads()[0]):
                 print(f"  warning: {warning}", flush=True)
             self._tensorboard.write(event.record)
+        elif isinstance(event, (Lost, Noted)):
+            text = event.what if isinstance(event, Lost) else event.text
+            if text:
+                self._close_bar()
+                print(f"  {text}", flush=True)
         elif isinstance(event, Finished):
             self._close_bar()
             self.summary = summary(event.report, self.config.run.dir)
@@ -105,8 +113,9 @@ class TensorBoard:
 
     def _copy(self) -> None:
         if self._target is not None:
-            for file in self._folder.iterdir():
-                storage.write_bytes(storage.join(self._target, file.name), file.read_bytes())
+            with suppress(UserError):  # the next round copies everything again
+                for file in self._folder.iterdir():
+                    storage.write_bytes(storage.join(self._target, file.name), file.read_bytes())
 
     def close(self) -> None:
         if self._writer is not None:

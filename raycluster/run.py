@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from raycluster import storage
-from raycluster.checkpoint import load_newest, save_checkpoint
+from raycluster.checkpoint import Saver, load_newest
 from raycluster.config import named, settings
 from raycluster.data.manifest import DataSettings
 from raycluster.data.sampling import whole_batches
@@ -57,6 +57,8 @@ class RunSettings:
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 100
+    resize_seconds: Annotated[float, Field(gt=0)] = 30.0
+    storage_minutes: Annotated[float, Field(ge=0)] = 30.0
 
     def __post_init__(self) -> None:
         if self.workers == 0 and self.device != "auto":
@@ -93,6 +95,7 @@ class Run:
     config: Config
     workers: Workers
     pictures: Pictures
+    saver: Saver
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -159,7 +162,7 @@ def start(config: Config, workers: Workers) -> Run:
     """The run as its directory has it, begun if need be; collective."""
     workers.once(_ensure_begun, config)
     pictures = open_pictures(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
-    return Run(config, workers, pictures)
+    return Run(config, workers, pictures, Saver(config.run.dir, keep=config.run.keep_checkpoints))
 
 
 def _ensure_begun(config: Config) -> None:
@@ -195,7 +198,7 @@ def restore(run: Run) -> State:
 
 
 def save(run: Run, state: State) -> None:
-    """Write a checkpoint; one worker does it for all."""
+    """Begin to write a checkpoint; one worker does it for all."""
     found = state.assignments
     saved = {
         "network": state.network.state_dict(),
@@ -214,4 +217,4 @@ def save(run: Run, state: State) -> None:
         "tally": dict(state.tally),
         "records": state.records,
     }
-    save_checkpoint(run.config.run.dir, saved, keep=run.config.run.keep_checkpoints)
+    run.saver.save(saved)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -26,16 +28,24 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Processes:
+    """Which processes ("host:pid") play a part of the run: `job`, `train` or `features`."""
+
+    part: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Status:
     """One look at a run.
 
-    phase: starting, waiting, extracting, clustering, training, evaluating, finished, stopped or failed. round: the
-    current one, counted from 0, of `rounds`. step: done of the `steps` of this round. done, total: images of the phase.
-    workers: how many share the work. processes: {"job" or "train": ["host:pid", ...]}. started_at, updated_at: seconds
+    phase: starting, extracting, clustering, training, evaluating, finished, stopped or failed. round: the current one,
+    counted from 0, of `rounds`. step: done of the `steps` of this round. done, total: images of the phase. workers: how
+    many share the work. processes: {"job", "train" or "features": ["host:pid", ...]}. started_at, updated_at: seconds
     since 1970, of the whole run and of this file. seconds_left: estimate, None before there is anything to go by.
-    worker_seconds: paid so far. worker_seconds_per_epoch: None before the first epoch is done. skipped: images.
-    note: what the run waits for or struggles with, "" if all is well. saved: {"round", "step", "at"} of the newest
-    checkpoint of this job.
+    worker_seconds: paid so far. worker_seconds_per_epoch: None before the first epoch is done. skipped: images. note:
+    what the run waits for or struggles with, "" if all is well. saved: {"round", "step", "at"} of the newest checkpoint
+    of this job.
     """
 
     phase: str = "starting"
@@ -79,6 +89,11 @@ def read_status(run_dir: str) -> Status | None:
 def write_status(run_dir: str, status: Status) -> None:
     """Replace the status of a run, in one step."""
     storage.write_bytes(status_uri(run_dir), json.dumps(asdict(status), indent=1).encode())
+
+
+def this_process() -> str:
+    """What a process is called in a status: "host:pid"."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _names(cls: type[Any]) -> list[str]:

@@ -21,6 +21,20 @@ class Stopped(Exception):
     """Somebody asked the run to stop, and its state is saved."""
 
 
+class ChunkFailed(Exception):
+    """A chunk could not be loaded, for a reason that is neither the user's mistake nor one broken picture.
+
+    lane: of the chunk; in extraction its shard.
+    """
+
+    def __init__(self, lane: int, reason: str) -> None:
+        super().__init__(lane, reason)
+        self.lane, self.reason = lane, reason
+
+    def __str__(self) -> str:
+        return f"chunk of lane or shard {self.lane}: {self.reason}"
+
+
 class Block(NamedTuple):
     """Rows of the feature matrix that lie together: one shard.
 

@@ -11,7 +11,7 @@ from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.read import contents
 from raycluster.data.transforms import View, apply
 from raycluster.seeding import generator
-from raycluster.types import Chunk, ImageBlock
+from raycluster.types import Chunk, ChunkFailed, ImageBlock, UserError
 
 BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
 
@@ -22,8 +22,18 @@ def load_chunk(
     """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels.
 
     Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
-    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts.
+    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts, and
+    whatever else goes wrong ChunkFailed.
     """
+    try:
+        yield from _loaded(chunk, manifest_uri, view, seed=seed, settings=settings)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ChunkFailed(chunk.lane, f"{type(error).__name__}: {error}") from error
+
+
+def _loaded(chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings) -> Iterator[ImageBlock]:
     header, entries = read_entries(manifest_uri, chunk.samples)
     rows = max(1, BLOCK_BYTES // (3 * view.size**2))
     data = contents(entries, header.image_column)

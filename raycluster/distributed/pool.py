@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OwnerDiedError, RayActorError
 
 from raycluster.features import Features, LocalFeatures, add
+from raycluster.status import this_process
 from raycluster.types import Block
 from raycluster.workers import LostBlocks
 
@@ -62,6 +63,10 @@ class FeatureStore:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def place(self) -> tuple[str, str]:
+        """The node it lives on, and its process."""
+        return ray.get_runtime_context().get_node_id(), this_process()
 
     def have(self, version: str) -> list[int]:
         """Shards held under `version`. Everything else is dropped: features of other weights are never mixed in."""

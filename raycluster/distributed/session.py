@@ -18,18 +18,30 @@ import ray
 TRAIN_SLOT = "train_slot"  # requested by training workers only: elastic scheduling live-locks on a shared resource
 
 _stop_requested = False
+_stop_reason = ""
 
 
 def stop_requested() -> bool:
-    """Whether this process was sent SIGINT or SIGTERM."""
+    """Whether this process was sent SIGINT or SIGTERM, or has another reason to stop."""
     return _stop_requested
+
+
+def request_stop(reason: str) -> None:
+    """Ask the run of this process to save and stop. reason: why, for its user."""
+    global _stop_requested, _stop_reason
+    _stop_requested, _stop_reason = True, reason
+
+
+def stop_reason() -> str:
+    """What `request_stop` was told, "" if nobody called it."""
+    return _stop_reason
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks the run to save and stop; the second interrupts it where it is."""
-    global _stop_requested
-    _stop_requested = False
+    global _stop_requested, _stop_reason
+    _stop_requested, _stop_reason = False, ""
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
