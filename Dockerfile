@@ -21,7 +21,8 @@ RUN make setup
 COPY jobs jobs
 COPY configs configs
 
-# Launchers start Ray in login shells, which begin with a PATH of their own.
-ENV PATH=/raycluster/.venv/bin:$PATH NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# A job that is stopped has two minutes to save. Launchers start Ray in login shells, which begin with a PATH of their own.
+ENV PATH=/raycluster/.venv/bin:$PATH NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    RAY_JOB_STOP_WAIT_TIME_S=120
 RUN echo 'PATH=/raycluster/.venv/bin:$PATH' > /etc/profile.d/raycluster.sh \
     && bash -lc 'test "$(command -v ray)" = /raycluster/.venv/bin/ray'
