@@ -1,0 +1,257 @@
+"""What one piece of each kind of work costs here, on one core: the constants of the scaling study, all measured."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import normalized_mutual_info_score
+
+from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.nearest import prepare
+from raycluster.clustering.sums import ClusterSums, inertia_of, means, merge
+from raycluster.clustering.whitening import whiten
+from raycluster.data.load import load_chunk
+from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
+from raycluster.data.plan import plan_epoch, shard_chunks
+from raycluster.data.transforms import View
+from raycluster.extraction import Descriptor
+from raycluster.features import LocalFeatures
+from raycluster.models.heads import Heads
+from raycluster.rundir import write_assignments
+from raycluster.training.optimiser import Optimisers
+from raycluster.training.settings import TrainingSettings
+from raycluster.training.step import Microbatch, Network, Step
+from raycluster.types import Block
+
+DIM = 256
+_SHARD = 1000
+
+
+@dataclass(frozen=True)
+class Units:
+    """Seconds on one core. decode: reading and varying one photograph. forward, step: one picture through the network,
+    and through a training step. whiten: one row of 256. kmeans: one row against one cluster. sinkhorn: the same, and
+    one head.
+
+    Seconds that more workers do not share: update: of centroids, one value a step. combine: adding one byte of sums.
+    call: asking one actor. send: one byte from one process to another through Ray. labels: one row's label, gathered,
+    compared and written down. plan: one row of an epoch's plan. parameters: of the network, a number.
+    """
+
+    decode: float
+    forward: float
+    step: float
+    whiten: float
+    kmeans: float
+    sinkhorn: float
+    update: float
+    combine: float
+    call: float
+    send: float
+    labels: float
+    plan: float
+    parameters: float
+
+    def table(self) -> str:
+        """One line a constant."""
+        return "\n".join(f"{field.name:<12}{getattr(self, field.name):10.3g}" for field in fields(self))
+
+
+def measure(model: str, size: int) -> Units:
+    """All of them, the network at `size` pixels; needs a Ray session. Takes a minute or two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        forward, step, parameters = _network(model, size)
+        call, send = _messages()
+        return Units(
+            decode=_decode(size),
+            forward=forward,
+            step=step,
+            whiten=_whiten(),
+            kmeans=_kmeans(),
+            sinkhorn=_sinkhorn(),
+            update=_update(),
+            combine=_combine(),
+            call=call,
+            send=send,
+            labels=_labels(),
+            plan=_plan(),
+            parameters=parameters,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
+    """The least of some runs: what the work takes when nothing else disturbs it."""
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def rows(count: int, dim: int = DIM) -> LocalFeatures:
+    """Rows of length 1 about a thousand centres, in shards."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1000, dim))[rng.integers(1000, size=count)] + rng.standard_normal((count, dim))
+    values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
+    starts = range(0, count, _SHARD)
+    return LocalFeatures([Block(np.arange(at, min(at + _SHARD, count)), values[at : at + _SHARD]) for at in starts])
+
+
+def photograph(seed: int) -> bytes:
+    """A JPEG of 500 x 375 pixels, about as many bytes as a photograph of that size has."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(256, size=(24, 32, 3), dtype=np.uint8)).resize(
+        (500, 375), Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(coarse, np.int16) + rng.normal(0, 12, (375, 500, 3)).astype(np.int16)
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def _decode(size: int, count: int = 64) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for index in range(count):
+            (folder / f"{index:03d}.jpg").write_bytes(photograph(index))
+        data, uri = DataSettings(uri=name), str(folder / "manifest.parquet")
+        manifest = build_manifest(data)
+        write_manifest(manifest, uri)
+        [chunk] = shard_chunks(manifest.shards)
+        view = View(size=size, crop_scale=(0.08, 1.0), flip=0.5)
+        return seconds(lambda: list(load_chunk(chunk, uri, view, seed=0, settings=data))) / count
+
+
+def _network(model: str, size: int, batch: int = 32) -> tuple[float, float, float]:
+    """Seconds of a picture forwards, seconds of a picture in training, number of parameters."""
+    backbone = import_module(f"raycluster.models.{model}").Model().build(0)
+    heads, settings = Heads(backbone.num_features, (1000,), 0), TrainingSettings(threads=1)
+    network = Network(backbone, heads)
+    step = Step(network, Optimisers(backbone, heads, settings), settings)
+    images = np.random.default_rng(0).integers(256, size=(batch, size, size, 3), dtype=np.uint8)
+    part = Microbatch(torch.from_numpy(images), torch.zeros(1, batch, dtype=torch.int64), torch.ones(batch), 0)
+    backbone.eval()
+    cpu = torch.device("cpu")
+    forwards = seconds(lambda: Descriptor().describe(backbone, images, cpu)) / batch
+    backbone.train()
+    training = seconds(lambda: step([part], epoch=0.0)) / batch
+    return forwards, training, float(sum(values.numel() for values in network.parameters()))
+
+
+def _whiten(count: int = 20_000) -> float:
+    features = rows(count)
+    return seconds(lambda: whiten(features, DIM)) / count
+
+
+def _kmeans(count: int = 20_000, clusters: int = 10_000, steps: int = 2) -> float:
+    """One row against one cluster; the difference between two runs is free of what is done once."""
+    features = rows(count)
+
+    def run(iterations: int) -> float:
+        return seconds(lambda: kmeans(features, clusters, iterations=iterations, plain=True), repeats=2)
+
+    return max(0.0, run(1 + steps) - run(1)) / steps / count / clusters
+
+
+def _sinkhorn(count: int = 4_000, clusters: int = 3000, steps: int = 2) -> float:
+    from raycluster.clustering.sinkhorn import sinkhorn
+
+    features, rng = rows(count), np.random.default_rng(0)
+    head = rng.standard_normal((clusters, DIM)).astype(np.float32), np.zeros(clusters, np.float32)
+
+    def run(iterations: int) -> float:
+        return seconds(lambda: sinkhorn(features, [head], tolerance=1e-9, max_iterations=iterations), repeats=2)
+
+    return max(0.0, run(1 + steps) - run(1)) / steps / count / clusters
+
+
+def _sums(clusters: int) -> tuple[ClusterSums, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    totals = rng.integers(-(2**40), 2**40, size=(clusters, DIM))
+    return ClusterSums(np.full(clusters, 5), totals, 0), rng.standard_normal((clusters, DIM)).astype(np.float32)
+
+
+def _update(clusters: int = 10_000) -> float:
+    """What stands between two folds of k-means: new centroids, the inertia, and centroids made ready for the search."""
+    sums, centroids = _sums(clusters)
+
+    def update() -> None:
+        inertia_of(sums, centroids, 2.0**40, 1.0)
+        _ = prepare(means(sums, 2.0**40, centroids)).packed
+
+    return seconds(update) / centroids.size
+
+
+def _combine(clusters: int = 10_000) -> float:
+    left, right = _sums(clusters)[0], _sums(clusters)[0]
+    return seconds(lambda: merge(left, right)) / left.totals.nbytes
+
+
+class _Echo:
+    def take(self, values: NDArray[np.uint8]) -> int:
+        return len(values)
+
+    def give(self, size: int) -> NDArray[np.uint8]:
+        return np.zeros(size, np.uint8)
+
+
+def _messages(size: int = 50_000_000, calls: int = 200) -> tuple[float, float]:
+    """Seconds to ask an actor, seconds a byte there and into the store."""
+    remote: Any = ray.remote(_Echo)
+    actor = remote.options(num_cpus=0).remote()
+    ray.get(actor.give.remote(1))
+    call = seconds(lambda: ray.get([actor.give.remote(1) for _ in range(calls)])) / calls
+    send = seconds(lambda: ray.get(actor.give.remote(size)).max()) / size
+    ray.kill(actor)
+    return call, send
+
+
+class _Manifest:
+    def __init__(self, count: int) -> None:
+        self.paths = pa.array([f"n{index % 1000:08d}/n{index:08d}.JPEG" for index in range(count)])
+        self.num_samples = count
+
+
+def _labels(count: int = 200_000, clusters: int = 1000) -> float:
+    """Put in order, compared with those before, and written as Parquet, as the job does with those of every round."""
+    rng = np.random.default_rng(0)
+    samples, labels = rng.permutation(count), rng.integers(clusters, size=count)
+    manifest: Any = _Manifest(count)
+
+    def handle() -> None:
+        found = labels[np.argsort(samples)].astype(np.int32)
+        normalized_mutual_info_score(found, labels)
+        with tempfile.TemporaryDirectory() as folder:
+            write_assignments(folder, manifest, found[None])
+
+    return seconds(handle) / count
+
+
+def _plan(count: int = 1_000_000, lanes: int = 128) -> float:
+    count -= count % (lanes * 32)
+    shards = [(start, min(start + _SHARD, count)) for start in range(0, count, _SHARD)]
+    counts = np.ones(count, np.int64)
+    return (
+        seconds(
+            lambda: plan_epoch(counts, shards, lanes=lanes, microbatch=32, seed=0, epoch=0, window_shards=16), repeats=2
+        )
+        / count
+    )
