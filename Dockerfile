@@ -1,9 +1,9 @@
 # raycluster and all it needs, for the nodes of a cluster (configs/cluster).
 #
 #   docker build -t REGISTRY/raycluster:cpu .
-#   docker build -t REGISTRY/raycluster:cuda --build-arg TORCH=cu128 .
+#   docker build -t REGISTRY/raycluster:cuda --build-arg TORCH=cu130 .
 #
-# TORCH: the build of torch, by uv's names: cpu, cu126, cu128, ... PYTHON: 3.10 to 3.13.
+# TORCH: the build of torch, by uv's names: cpu, cu126, cu130, ... PYTHON: 3.10 to 3.13.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 ARG TORCH=cpu

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 from benchmarks.units import DIM, Units, measure, rows, seconds
+from ray.data import DataContext
 
 from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.whitening import whiten
 from raycluster.distributed.cluster import pooled
+from raycluster.distributed.ingest import quiet_context
 from raycluster.distributed.session import ray_session
 from raycluster.features import Features
 from raycluster.types import Block
@@ -252,8 +254,8 @@ def _step(work: Callable[[int], Any], few: int = 1, many: int = 3) -> float:
 @contextmanager
 def _pool(count: int, actors: int) -> Iterator[Features]:
     """Rows in a pool whose actors keep to one core each, as far as there are cores."""
-    parts = np.array_split(rows(count).rows(np.arange(count)), 4 * actors)
-    with pooled(ray.data.from_numpy([part.astype(np.float16) for part in parts]), num_actors=actors) as features:
+    parts = [part.astype(np.float16) for part in np.array_split(rows(count).rows(np.arange(count)), 4 * actors)]
+    with DataContext.current(quiet_context()), pooled(ray.data.from_numpy(parts), num_actors=actors) as features:
         processes = sorted(set(features.collect(_process)))
         features.collect(_stay, {process: place % (os.cpu_count() or 1) for place, process in enumerate(processes)})
         yield features
