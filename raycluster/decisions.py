@@ -9,6 +9,7 @@ NOTICE_SAVE_SECONDS = 15.0  # between checkpoints once a machine is known to go:
 LAST_SAVE_SECONDS = 5.0  # before the deadline the last checkpoint must have begun, however quickly it can be written
 LOOK_SECONDS = 1.0  # between two looks around, if the steps are not longer
 LOOK_STEPS = 8  # at most between two looks around
+WISH_SECONDS = 15.0  # in which an autoscaler, which looks every 5 seconds, refuses what it can never bring
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 LEASE_BEAT_SECONDS = 10.0
 LEASE_EXPIRY_SECONDS = 60.0  # six beats: a bucket that is slow for half a minute must not cost the lease
@@ -113,6 +114,41 @@ def after_failure(failure: Failure) -> Verdict:
 def pool_size(wanted: int, nodes: int) -> int:
     """Actors of the feature pool. wanted: what the settings say, 0 for one on every node."""
     return wanted or max(1, nodes)
+
+
+# --------------------------------------------------------------------------------------------------------------- demand
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How many workers an autoscaler is asked for. It brings all or none of what could never be, so it is searched out.
+
+    asked: now. possible: the most that was not refused. refused: the fewest that was. since: seconds, when first asked.
+    """
+
+    asked: int
+    possible: int
+    refused: int
+    since: float
+
+
+def first_wish(most: int, now: float) -> Wish:
+    """Ask for all that the settings allow."""
+    return Wish(most, 0, most + 1, now)
+
+
+def next_wish(wish: Wish, most: int, *, refused: bool, now: float, retry_seconds: float) -> Wish:
+    """Halve the gap between what is refused and what is not; later ask for all again, for clusters are reconfigured."""
+    if refused:
+        wish = Wish(wish.asked, min(wish.possible, wish.asked - 1), wish.asked, wish.since)
+    elif now - wish.since < WISH_SECONDS:
+        return wish
+    elif wish.refused <= most and now - wish.since >= retry_seconds and wish.asked + 1 >= wish.refused:
+        return first_wish(most, now)
+    else:
+        wish = Wish(wish.asked, max(wish.possible, wish.asked), max(wish.refused, wish.asked + 1), wish.since)
+    asked = max(1, (wish.possible + wish.refused) // 2)
+    return wish if asked == wish.asked else Wish(asked, wish.possible, wish.refused, now)
 
 
 # -------------------------------------------------------------------------------------------------------------- storage

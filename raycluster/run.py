@@ -44,8 +44,9 @@ class RunSettings:
     dir: the run directory, a path or any URI that all nodes can write. resume: `auto` goes on where the directory
     stands, `never` wants no run in it. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
     `auto` is 0 unless the cluster has several GPUs. device: what workers compute on; `auto` looks at the nodes that
-    are there, so say `gpu` or `cpu` where an autoscaler has yet to bring them. actors: of the feature pool, 0 for one
-    a node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost
+    are there, so say `gpu` or `cpu` where an autoscaler has yet to bring them. decode_cpus: how many processors, in
+    all, decoding may ask an autoscaler for; 0 for those that are there. actors: of the feature pool, 0 for one a
+    node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost
     workers forgiven.
     """
 
@@ -53,6 +54,7 @@ class RunSettings:
     resume: Literal["auto", "never"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
     device: Literal["auto", "gpu", "cpu"] = "auto"
+    decode_cpus: Annotated[int, Field(ge=0)] = 0
     actors: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint
 
 from raycluster.config import load
 from raycluster.run import Config
@@ -45,33 +47,33 @@ def checked(name: str) -> dict[str, Any]:
     return config
 
 
-def launched(name: str, *demands: tuple[dict[str, int], int], failing: str = "") -> dict[str, int]:
-    """Which nodes Ray's scheduler would start for demands of (resources, how often), the nodes of one type failing."""
+def launched(name: str, resources: dict[str, int], count: int, *, failing: str = "") -> dict[str, int]:
+    """Which nodes Ray's scheduler would start for so many bundles, the nodes of one type failing to come up."""
     config = AutoscalingConfig(checked(name))
     types = config.get_node_type_configs()
     [head] = [kind for kind in types if kind.startswith("head")]
+    bundles = ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(resources)] * count)
     request = SchedulingRequest(
         disable_launch_config_check=True,
         node_type_configs={kind: found for kind, found in types.items() if kind != head},
         max_num_nodes=config.get_max_num_worker_nodes(),
-        resource_requests=ResourceRequestUtil.group_by_count(
-            [ResourceRequestUtil.make(resources) for resources, count in demands for _ in range(count)]
-        ),
+        cluster_resource_constraints=[ClusterResourceConstraint(resource_requests=bundles)],
         recoverable_resource_availabilities={failing: 0.0} if failing else {},
     )
     reply = ResourceDemandScheduler().schedule(request)
-    assert not reply.infeasible_resource_requests
+    assert bool(reply.infeasible_cluster_resource_constraints) != bool(reply.to_launch)
     return {launch.instance_type.replace("-", "_"): launch.count for launch in reply.to_launch}
 
 
 @pytest.mark.parametrize("name", [*LAUNCHED, "kuberay"])
 def test_nodes_that_a_run_gets(name: str) -> None:
     worker, decoding = {"GPU": 1}, {"CPU": 1}
-    assert launched(name, (worker, 1)) == {"gpu_spot": 1}
+    assert launched(name, worker, 1) == {"gpu_spot": 1}
     spot = next(kind for kind in checked(name)["available_node_types"] if re.fullmatch("gpu.spot", kind))
-    assert launched(name, (worker, 1), failing=spot) == {"gpu_on_demand": 1}
-    assert launched(name, (worker, 10)) == {"gpu_spot": 8, "gpu_on_demand": 2}
-    assert launched(name, (decoding, 30)) == {"decode_spot": 2}
+    assert launched(name, worker, 1, failing=spot) == {"gpu_on_demand": 1}
+    assert launched(name, worker, 10) == {"gpu_spot": 8, "gpu_on_demand": 2}
+    assert launched(name, worker, 11) == {}  # all or nothing: raycluster then asks for fewer
+    assert launched(name, decoding, 30) == {"decode_spot": 2}
 
 
 @pytest.mark.parametrize("name", [*LAUNCHED, "kuberay"])
@@ -184,14 +186,13 @@ def test_kuberay_structure() -> None:
 
 
 def test_kuberay_entrypoint_is_a_run_that_loads() -> None:
-    words = read("kuberay")[1]["spec"]["entrypoint"].replace("'", "").split(maxsplit=3)
-    assert words[0] == "python"
-    overrides = re.findall(r"[a-z.]+=(?:\{.*?\}|\S+)", words[3])
-    config = load(Config, in_repository(words[2]), overrides)
+    python, job, path, *overrides = shlex.split(read("kuberay")[1]["spec"]["entrypoint"])
+    assert python == "python" and in_repository(job).exists()
+    config = load(Config, in_repository(path), overrides)
     assert config.run.device == "gpu" and config.run.workers_wanted() == (1, 10)
 
 
-# ------------------------------------------------------------------------------------------------------------ the image
+# ----------------------------------------------------------------------------------------------------------- the image
 
 
 def in_repository(path: str) -> Path:
@@ -223,7 +224,7 @@ def test_arguments_of_the_image() -> None:
         assert set(re.findall(r"REGISTRY/raycluster:\w+", file.read_text())) == images
 
 
-# ------------------------------------------------------------------------------------------------------------ the notice
+# ----------------------------------------------------------------------------------------------------------- the notice
 
 
 class Metadata(BaseHTTPRequestHandler):

@@ -12,8 +12,10 @@ from raycluster.decisions import (
     Sight,
     Verdict,
     after_failure,
+    first_wish,
     next_move,
     next_pause,
+    next_wish,
     on_claim,
     pool_size,
     steps_until_look,
@@ -48,9 +50,7 @@ def test_between_two_steps(changes: dict, save: str, then: str) -> None:
     assert bool(move.why) == (save != "no")
 
 
-@pytest.mark.parametrize(
-    ("seconds_per_step", "steps"), [(0.0, 8), (0.01, 8), (0.125, 8), (0.3, 3), (0.9, 1), (5.0, 1)]
-)
+@pytest.mark.parametrize(("seconds_per_step", "steps"), [(0.0, 8), (0.01, 8), (0.125, 8), (0.3, 3), (0.9, 1), (5.0, 1)])
 def test_slow_steps_are_looked_between_more_often(seconds_per_step: float, steps: int) -> None:
     assert steps_until_look(seconds_per_step) == steps
 
@@ -105,3 +105,22 @@ def test_pauses_grow_until_the_limit() -> None:
 )
 def test_whether_a_run_directory_may_be_taken(claim: Claim, move: str) -> None:
     assert on_claim(claim) == move
+
+
+@pytest.mark.parametrize(("most", "limit"), [(64, 10), (64, 1), (64, 63), (2, 1), (3, 0), (8, 8), (5, 100), (1, 1)])
+def test_as_many_are_asked_for_as_an_autoscaler_can_bring(most: int, limit: int) -> None:
+    """What is refused is known at the next look, what is not refused only after a while."""
+    wish = first_wish(most, 0.0)
+    for now in range(2, 200, 2):
+        wish = next_wish(wish, most, refused=wish.asked > limit, now=now, retry_seconds=1e9)
+    assert wish.asked == max(1, min(most, limit))
+
+
+def test_all_are_asked_for_again_after_a_while() -> None:
+    wish = first_wish(8, 0.0)
+    for now in range(0, 200, 2):
+        wish = next_wish(wish, 8, refused=wish.asked > 3, now=now, retry_seconds=1e9)
+    assert wish.asked == 3
+    assert next_wish(wish, 8, refused=False, now=wish.since + 500, retry_seconds=600).asked == 3
+    again = next_wish(wish, 8, refused=False, now=wish.since + 600, retry_seconds=600)
+    assert (again.asked, again.possible) == (8, 0)

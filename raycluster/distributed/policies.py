@@ -19,7 +19,6 @@ from ray.train.v2._internal.execution.failure_handling.default import (
 )
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
     FixedScalingPolicy,
     NoopDecision,
     ScalingPolicy,
@@ -28,6 +27,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from raycluster.decisions import Failure, after_failure
+from raycluster.distributed.demand import FeasibleDemand
 from raycluster.extraction import Lost
 
 _ANSWER_SECONDS = 10.0
@@ -52,7 +52,7 @@ class _FreshReservations:
         return {node: resources for node, resources in reserved.items() if node not in leaving}
 
 
-class SavingFirst(_FreshReservations, ElasticScalingPolicy):
+class SavingFirst(_FreshReservations, FeasibleDemand):
     """Elastic, but a running group is restarted in another size only when its workers have saved and let go."""
 
     def __init__(self, scaling_config: ScalingConfig, line: ActorHandle) -> None:

@@ -158,6 +158,7 @@ def _train(loop: dict[str, Any]) -> tuple[str, str]:
     see = speaker.tell if speaker else loop["see"]
     patience_seconds = 60 * config.run.storage_minutes
     workers = RayWorkers(Pool(loop["actors"]), rank=rank, size=size, speaker=speaker, patience_seconds=patience_seconds)
+    workers.decode_cpus = config.run.decode_cpus
     try:
         with patient(patience_seconds, tell=lambda text: see(Noted(text)), stopping=workers.stopping):
             for event in pretrain(config, workers):

@@ -33,6 +33,8 @@ class RayWorkers:
     With size > 1 torch's process group must exist, as it does inside Ray Train.
     """
 
+    decode_cpus = 0  # that decoding may ask an autoscaler for, all workers together; at least those that are there
+
     def __init__(
         self, pool: Pool, *, rank: int = 0, size: int = 1, speaker: Speaker | None = None, patience_seconds: float = 0.0
     ) -> None:
@@ -79,7 +81,8 @@ class RayWorkers:
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
     def stream(self, chunks: Sequence[Chunk], load: Loader) -> Iterator[ImageBlock]:
-        cpus = ray.cluster_resources().get("CPU", 1.0) / self.size if self.size > 1 else None
+        # Without a limit Ray Data would ask an autoscaler for ever more, and one that cannot bring all brings nothing.
+        cpus = max(ray.cluster_resources().get("CPU", 1.0), self.decode_cpus) / self.size
         return stream(chunks, load, cpus=cpus, patience_seconds=self._patience_seconds)
 
     def put(self, version: str, shard: int, block: Block) -> None:
