@@ -150,10 +150,9 @@ class Chronicle:
         self._phase_began = now
 
     def _round(self, event: Round, now: float) -> None:
-        self._position = int(event.record["step"])
-        self.status = replace(
-            self.status, skipped=int(event.record["num_skipped"]), **self._place(event.record["round"] + 1, 0)
-        )
+        self._position, number = int(event.record["step"]), event.record["round"] + 1
+        self._phase("extracting" if number < len(self._rounds) else "evaluating", now)
+        self.status = replace(self.status, skipped=int(event.record["num_skipped"]), **self._place(number, 0))
 
     def _lost(self, event: Lost, now: float) -> None:
         if self._open is not None and not event.shards:

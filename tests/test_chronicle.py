@@ -43,7 +43,8 @@ def test_an_undisturbed_run() -> None:
     chronicle.see(Saved(0, 50), 80.0)
     chronicle.see(Round({"round": 0, "step": 100, "num_skipped": 3}), 130.0)
     status = chronicle.at(130.0)
-    assert (status.round, status.step, status.skipped, status.saved) == (1, 0, 3, {"round": 0, "step": 50, "at": 80.0})
+    assert (status.phase, status.round, status.step, status.skipped) == ("extracting", 1, 0, 3)
+    assert status.saved == {"round": 0, "step": 50, "at": 80.0}
     chronicle.see(Finished({}), 200.0)
     chronicle.end("finished", "", 200.0)
     assert (chronicle.at(200.0).phase, chronicle.at(300.0).worker_seconds) == ("finished", 2 * 190)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,17 +27,73 @@ from raycluster.workers import LocalWorkers
 
 RUN = """
 data: {uri: digits, shard_size: 150}
-views: {train: {size: 32, crop_scale: [0.5, 1.0]}, cluster: {size: 96}}
+views: {train: {size: 32, crop_scale: [0.5, 1.0]}, cluster: {size: 64}}
 model: {name: smallnet, widths: [8, 16, 32]}
 method: {name: deepcluster, num_clusters: 60, layer: conv3, descriptor: pooled, pca_dim: 16, iterations: 60}
-training: {epochs: 4, global_batch: 64, microbatch: 16, mode: exact, threads: 1}
+training: {epochs: 7, global_batch: 64, microbatch: 16, mode: exact, threads: 1, head_lr: 0.5}
 evaluation: {max_samples: 600}
-run: {dir: unset, workers: {min: 1, max: 2}, resize_seconds: 3, keep_checkpoints: 2}
+run: {dir: unset, workers: {min: 1, max: 2}, resize_seconds: 3, checkpoint_minutes: 0.03}
 """
-FAST = ("training.mode=fast", "training.epochs=1")
-FAST_FAULTS = tuple(f"training worker killed while {phase} (fast mode)" for phase in ("training", "extracting"))
 MOST_APART = 1e-4
 _WORKING = ("extracting", "clustering", "training")
+_SETTLE_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Play:
+    """A run, and what happens to it in turn. first_round: in which it may begin; `starts`: a fault starts the job."""
+
+    faults: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    first_round: int = 1
+    starts: bool = False
+    most_apart: float = 0.0
+
+
+_FAST = ("training.mode=fast", "training.epochs=1")
+_SELDOM = ("run.checkpoint_minutes=60",)  # so that only what is saved in time is saved
+_BEGINNING_ONE = ("disk full for 30 s", "bucket out of reach for 30 s", "pictures broken in the middle of a shard")
+PLAYS = (
+    Play(
+        (
+            "training worker killed while training",
+            "training worker killed while extracting",
+            "training worker killed while clustering",
+            "training worker killed in a checkpoint write",
+        )
+    ),
+    Play(("node removed while training", "node added", "node drained while training"), _SELDOM),
+    Play(
+        (
+            "job killed while training",
+            "job killed while extracting",
+            "job killed while clustering",
+            "newest checkpoint truncated",
+        )
+    ),
+    Play(
+        (
+            "pool actor killed while extracting",
+            "pool actor killed while clustering",
+            "pool actor killed while training",
+            "all training workers killed",
+            "training worker killed, and one more on recovery",
+        )
+    ),
+    Play(("node removed while extracting", "node added", "node removed while clustering"), _SELDOM),
+    Play(
+        (
+            "second job on the same directory",
+            "job stopped by SIGTERM, 2 -> 1 workers",
+            "job interrupted while clustering, 1 -> 0 workers",
+            "job interrupted while extracting, 0 -> 2 workers",
+        )
+    ),
+    *(Play((fault,), starts=True) for fault in _BEGINNING_ONE),
+    Play(("node drained while extracting",), _SELDOM),
+    Play(("training worker killed while training",), _FAST, first_round=0, most_apart=MOST_APART),
+    Play(("training worker killed while extracting",), _FAST, first_round=0, most_apart=MOST_APART),
+)
 
 
 @dataclass(frozen=True)
@@ -51,78 +107,81 @@ class Outcome:
     result: str
 
 
-def chaos(names: Sequence[str], *, seed: int, out: Path) -> Iterator[Outcome]:
-    """Play the faults one after the other, each on a run of its own; yields what came of each.
+def chaos(words: str, *, seed: int, out: Path) -> Iterator[Outcome]:
+    """Act the plays with a fault whose name contains `words`; yields what came of each of their faults.
 
-    names: some of FAULTS, those with " (fast mode)" in fast mode. out: keeps the run directories and logs of those that
-    failed.
+    out: keeps the run directories and logs of plays that failed.
     """
     references: dict[tuple[str, ...], str] = {}
+    plays = [play for play in PLAYS if any(words in fault for fault in play.faults)]
     with Stage() as stage, tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
-        for name in names:
-            folder = out / name.replace(" ", "-").replace(",", "").replace("->", "to").replace("/", "-")
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            options = FAST if name in FAST_FAULTS else ()
+        for play in plays:
+            options = play.options if play.most_apart else ()
             if options not in references:
                 references[options] = str(Path(scratch) / f"undisturbed-{len(references)}")
                 _undisturbed(references[options], options)
+            folder = out / f"seed-{seed}-play-{PLAYS.index(play) + 1}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "run.yaml").write_text(RUN)
             stage.restore()
-            rng = random.Random(f"{seed} {name}")
-            scene = Scene(
-                stage, folder / "run.yaml", str(folder / "run"), folder, rng, list(options), (0,) if options else (1, 2)
-            )
-            outcome = _play(name, scene, references[options])
-            yield outcome
-            if outcome.result.startswith(("identical", "agrees")):
+            rng = random.Random(f"{seed} {play}")
+            scene = Scene(stage, folder, rng, list(play.options), str(folder / "run"), round=play.first_round)
+            outcomes = _act(play, scene, references[options])
+            yield from outcomes
+            if not any(outcome.result.startswith("FAILED") for outcome in outcomes):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _play(name: str, scene: Scene, reference: str) -> Outcome:
-    scene.config.write_text(RUN)
-    fast = name in FAST_FAULTS
+def _act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
+    outcomes: list[Outcome] = []
     try:
-        FAULTS[name.removesuffix(" (fast mode)")](scene)
-        resumed = _finish(scene)
+        if not play.starts:
+            scene.start()
+        for fault in play.faults:
+            before = scene.status() or Status()
+            scene.moment, scene.stopped_at = "", 0.0
+            outcomes.append(Outcome(fault, "", 0.0, 0.0, "not reached"))
+            FAULTS[fault](scene)
+            repeated, recovery = _settle(scene, before)
+            outcomes[-1] = Outcome(fault, scene.moment, repeated, recovery, "")
+        _finish(scene)
         if scene.compare_with is not None:
             reference = scene.compare_with
             _undisturbed(reference, scene.options)
-        result = compare(scene.run_dir, reference, most_apart=MOST_APART if fast else 0.0)
-        repeated, recovery = _cost(scene.status() or Status(), scene.stopped_at, resumed)
-        return Outcome(name, scene.moment, repeated, recovery, result)
+        result = compare(scene.run_dir, reference, most_apart=play.most_apart)
     except (AssertionError, TimeoutError, UserError, OSError, subprocess.SubprocessError) as error:
-        return Outcome(name, scene.moment, 0.0, 0.0, f"FAILED: {error}")
+        result = f"FAILED: {' '.join(str(error).split())[-300:]}"
     finally:
         if scene.job is not None and scene.job.poll() is None:
             scene.job.kill()
             scene.job.wait()
         for undo in reversed(scene.undo):
             undo()
+    return [replace(outcome, result=outcome.result or result) for outcome in outcomes]
 
 
-def _finish(scene: Scene) -> float:
-    """Wait for the end of the job; the time at which it was first seen at work after it had been stopped, else 0."""
-    assert scene.job is not None
-    resumed, until = 0.0, time.monotonic() + 900
-    while scene.job.poll() is None:
-        if time.monotonic() > until:
-            raise TimeoutError("the run did not end within 15 minutes")
-        status = scene.status()
-        at_work = status is not None and status.workers > 0 and status.phase in _WORKING
-        if not resumed and at_work and status is not None and status.updated_at > scene.stopped_at:
-            resumed = status.updated_at
+def _settle(scene: Scene, before: Status) -> tuple[float, float]:
+    """Until the run works again or has passed the round: seconds of work that is repeated, seconds until it went on."""
+    until = time.monotonic() + _SETTLE_SECONDS
+    while time.monotonic() < until and scene.job is not None and scene.job.poll() is None:
+        status = scene.status() or Status()
+        losses = status.lost[len(before.lost) :]
+        at_work = status.workers > 0 and status.phase in _WORKING and status.updated_at > scene.stopped_at
+        if at_work and losses and all(loss.recovery_seconds is not None for loss in losses):
+            return sum(loss.seconds_repeated for loss in losses), sum(loss.recovery_seconds or 0.0 for loss in losses)
+        if at_work and scene.stopped_at and not losses:
+            return 0.0, status.updated_at - scene.stopped_at
+        if at_work and status.round > scene.round:
+            break
         time.sleep(0.05)
-    if scene.job.returncode != 0:
-        raise AssertionError(f"exit code {scene.job.returncode}: {(scene.folder / 'job.log').read_text()[-500:]}")
-    return resumed
+    return 0.0, 0.0
 
 
-def _cost(status: Status, stopped_at: float, resumed_at: float) -> tuple[float, float]:
-    repeated = sum(loss.seconds_repeated for loss in status.lost)
-    recoveries = [loss.recovery_seconds or 0.0 for loss in status.lost]
-    if stopped_at and resumed_at and not recoveries:
-        recoveries = [resumed_at - stopped_at]
-    return repeated, sum(recoveries)
+def _finish(scene: Scene) -> None:
+    assert scene.job is not None
+    code = scene.job.wait(timeout=900)
+    assert code == 0, f"exit code {code}: {scene.log.read_text()[-500:]}"
 
 
 def _undisturbed(run_dir: str, options: Sequence[str]) -> None:

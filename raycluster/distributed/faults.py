@@ -1,6 +1,7 @@
 """What can happen to a run: each fault waits for its moment, as the run's own status tells it, and then does it.
 
-A moment is a phase of a round and some hundreds of milliseconds in it, both chosen by the seed; so is the victim.
+A moment is a phase of a later round than that of the fault before, and some time in it; that and the victim are chosen
+by the seed.
 """
 
 from __future__ import annotations
@@ -22,24 +23,26 @@ from pathlib import Path
 from raycluster.distributed.stage import Stage, kill, wait_until
 from raycluster.status import Status, read_status
 
-OFTEN = "run.checkpoint_minutes=0.02"
-ALWAYS = "run.checkpoint_minutes=1e-9"
 OUTAGE_SECONDS = 30.0
 NOTICE_SECONDS = 25.0
 
 
 @dataclass
 class Scene:
-    """One run that something happens to. undo: what to do when it is over."""
+    """One run that things happen to, one after the other.
+
+    round: the first in which the next one may happen. moment: when the last one did. stopped_at: when the job was ended
+    on purpose. compare_with: the directory of a run to finish undisturbed, if it is not the one from the beginning.
+    undo: what to do when it is over.
+    """
 
     stage: Stage
-    config: Path
-    run_dir: str
     folder: Path
     rng: random.Random
     options: list[str] = field(default_factory=list)
-    rounds: tuple[int, ...] = (1, 2)
+    run_dir: str = ""
     job: subprocess.Popen[bytes] | None = None
+    round: int = 1
     moment: str = ""
     stopped_at: float = 0.0
     compare_with: str | None = None
@@ -48,27 +51,30 @@ class Scene:
     def start(self, *options: str) -> None:
         """Start the job, or start it again."""
         words = [f"run.dir={self.run_dir}", *self.options, *options]
-        self.job = self.stage.start_job(self.config, *words, log=self.folder / "job.log")
+        self.job = self.stage.start_job(self.folder / "run.yaml", *words, log=self.log)
+
+    @property
+    def log(self) -> Path:
+        """What the jobs said."""
+        return self.folder / "job.log"
 
     def status(self) -> Status | None:
+        """The status of the run, if it has one that can be read now."""
         with suppress(Exception):
             return read_status(self.run_dir)
         return None
 
-    def wait_for(self, phase: str, *, round: int | None = None, steps: int = 0) -> Status:
-        """Until the run is in this phase of this round (default: one after the first), chosen moments deep in it."""
-        number = self.rng.choice(self.rounds) if round is None else round
+    def wait_for(self, phase: str) -> Status:
+        """Until the run is in this phase of a round that nothing has happened to, and then a moment more."""
 
         def there() -> Status | None:
             found = self.status()
-            if found is None or found.workers == 0 or found.step < steps:
-                return None
-            return found if (found.phase, found.round) == (phase, number) else None
+            now = found is not None and found.workers > 0 and found.phase == phase and found.round >= self.round
+            return found if now else None
 
         status: Status = wait_until(there, job=self.job)
-        delay = self.rng.uniform(0.0, 0.25 if phase != "training" else 1.0)
-        time.sleep(delay)
-        self.moment = f"{phase}, round {number + 1}"
+        time.sleep(self.rng.uniform(0.0, 0.25 if phase != "training" else 1.5))
+        self.moment, self.round = f"{phase}, round {status.round + 1}", status.round + 1
         return self.status() or status
 
     def victim(self, part: str) -> str:
@@ -96,7 +102,6 @@ def training_worker(phase: str) -> Fault:
     """One of the training workers."""
 
     def fault(scene: Scene) -> None:
-        scene.start(OFTEN)
         scene.wait_for(phase)
         kill(scene.victim("train"))
 
@@ -105,15 +110,13 @@ def training_worker(phase: str) -> Fault:
 
 def all_training_workers(scene: Scene) -> None:
     """All of them."""
-    scene.start(OFTEN)
     for process in scene.wait_for("training").processes["train"]:
         kill(process)
 
 
 def worker_twice(scene: Scene) -> None:
     """And once more as soon as the run has found its feet again."""
-    scene.start(OFTEN, "run.max_failures=2")
-    before = scene.wait_for("training", round=1).processes["train"]
+    before = scene.wait_for("training").processes["train"]
     kill(scene.victim("train"))
     wait_until(
         lambda: (status := scene.status()) and status.workers and status.processes["train"] != before, job=scene.job
@@ -124,7 +127,6 @@ def worker_twice(scene: Scene) -> None:
 
 def worker_while_writing(scene: Scene) -> None:
     """The first worker, in the moment in which the part of a checkpoint lies on the disk."""
-    scene.start(ALWAYS)
     status = scene.wait_for("training")
     folder = os.path.join(scene.run_dir, "checkpoints")
     first = status.processes["train"][0]
@@ -139,7 +141,6 @@ def pool_actor(phase: str) -> Fault:
     """One of the actors that hold the features."""
 
     def fault(scene: Scene) -> None:
-        scene.start(OFTEN)
         scene.wait_for(phase)
         kill(scene.victim("features"))
 
@@ -153,7 +154,6 @@ def node_removed(phase: str) -> Fault:
     """A machine vanishes with everything on it."""
 
     def fault(scene: Scene) -> None:
-        scene.start(OFTEN)
         scene.wait_for(phase)
         scene.stage.remove_node(scene.rng.choice(scene.stage.nodes))
 
@@ -161,20 +161,17 @@ def node_removed(phase: str) -> Fault:
 
 
 def node_added(scene: Scene) -> None:
-    """The run begins with one worker, and gets another."""
-    scene.stage.remove_node(scene.stage.nodes[-1])
-    scene.start(OFTEN, "run.checkpoint_minutes=10")
-    scene.wait_for("training", round=1)
+    """The run works with one worker, and gets another."""
+    scene.wait_for("training")
     scene.stage.add_node()
     wait_until(lambda: (status := scene.status()) and status.workers == 2, job=scene.job)
 
 
 def drained(phase: str) -> Fault:
-    """Notice, and the end of the machine when the time is up. No other checkpoint would come within the run."""
+    """Notice, and the end of the machine when the time is up."""
 
     def fault(scene: Scene) -> None:
-        scene.start("run.checkpoint_minutes=10")
-        scene.wait_for(phase, round=1)
+        scene.wait_for(phase)
         node = scene.rng.choice(scene.stage.nodes)
         scene.stage.drain_node(node, NOTICE_SECONDS)
         time.sleep(NOTICE_SECONDS)
@@ -190,10 +187,9 @@ def job_killed(phase: str) -> Fault:
     """And started again at once."""
 
     def fault(scene: Scene) -> None:
-        scene.start(OFTEN)
         scene.wait_for(phase)
         scene.end_job(signal.SIGKILL)
-        scene.start(OFTEN)
+        scene.start()
 
     return fault
 
@@ -202,22 +198,21 @@ def job_stopped(number: int, phase: str, workers: str) -> Fault:
     """And started again at once, with another number of workers."""
 
     def fault(scene: Scene) -> None:
-        scene.start(OFTEN)
         scene.wait_for(phase)
         scene.end_job(number)
         assert scene.job is not None and scene.job.returncode == 130, scene.job
-        scene.start(OFTEN, f"run.workers={workers}")
+        scene.start(f"run.workers={workers}")
 
     return fault
 
 
 def second_job(scene: Scene) -> None:
     """On the same run directory: it is refused, and the first does not notice."""
-    scene.start(OFTEN)
     scene.wait_for("training")
-    second = scene.stage.start_job(scene.config, f"run.dir={scene.run_dir}", log=scene.folder / "second.log")
-    assert second.wait(timeout=300) == 2
-    assert "is in use since" in (scene.folder / "second.log").read_text()
+    log = scene.folder / "second.log"
+    second = scene.stage.start_job(scene.folder / "run.yaml", f"run.dir={scene.run_dir}", log=log)
+    assert second.wait(timeout=300) == 2, log.read_text()
+    assert "is in use since" in log.read_text()
 
 
 # -------------------------------------------------------------------------------------------------------------- storage
@@ -225,13 +220,12 @@ def second_job(scene: Scene) -> None:
 
 def truncated(scene: Scene) -> None:
     """The newest checkpoint, while no job runs."""
-    scene.start(ALWAYS)
     scene.wait_for("training")
     wait_until(lambda: len(scene.checkpoints()) > 1, job=scene.job)
     scene.end_job(signal.SIGKILL)
     newest = scene.checkpoints()[-1]
     os.truncate(newest, newest.stat().st_size // 2)
-    scene.start(OFTEN)
+    scene.start()
 
 
 def disk_full(scene: Scene) -> None:
@@ -241,7 +235,7 @@ def disk_full(scene: Scene) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
     scene.undo.append(lambda: _unmount(disk))
     scene.run_dir = str(disk / "run")
-    scene.start(ALWAYS)
+    scene.start()
     scene.wait_for("training")
     filler = disk / "filler"
     with suppress(OSError), filler.open("wb") as file:
@@ -250,8 +244,7 @@ def disk_full(scene: Scene) -> None:
             file.flush()
     time.sleep(OUTAGE_SECONDS)
     filler.unlink()
-    log = (scene.folder / "job.log").read_text()
-    assert "The disk or quota is full" in log, log[-1000:]
+    assert "The disk or quota is full" in scene.log.read_text(), scene.log.read_text()[-1000:]
 
 
 def _unmount(disk: Path) -> None:
@@ -274,7 +267,7 @@ def bucket_away(scene: Scene) -> None:
         scene.undo.append(away.close)
         _make_bucket(inner)
         scene.run_dir = bucket
-        scene.start(OFTEN)
+        scene.start()
         scene.wait_for("training")
         away.closed = True
         time.sleep(OUTAGE_SECONDS)
@@ -284,7 +277,7 @@ def bucket_away(scene: Scene) -> None:
         shutil.rmtree(scene.folder / "copy", ignore_errors=True)
         _download(bucket, scene.folder / "copy")
     scene.run_dir = str(scene.folder / "copy")
-    assert "Waiting; trying again" in (scene.folder / "job.log").read_text()
+    assert "Waiting; trying again" in scene.log.read_text(), scene.log.read_text()[-1000:]
 
 
 class _Away:
@@ -380,14 +373,14 @@ def broken_images(scene: Scene) -> None:
     pictures = scene.folder / "pictures"
     _write_digits(pictures)
     scene.options.append(f"data.uri={pictures}")
-    scene.start(OFTEN)
+    scene.start()
     scene.wait_for("training")
     scene.end_job(signal.SIGTERM)
     for path in sorted(pictures.iterdir())[400:405]:
         os.truncate(path, path.stat().st_size // 2)
     scene.compare_with = str(scene.folder / "copy")
     shutil.copytree(scene.run_dir, scene.compare_with)
-    scene.start(OFTEN, "run.workers=1")
+    scene.start("run.workers=1")
     assert scene.job is not None
     scene.job.wait(timeout=900)
     named = (Path(scene.run_dir) / "skipped.jsonl").read_text().splitlines()
@@ -405,11 +398,10 @@ def _write_digits(folder: Path) -> None:
 
 FAULTS: dict[str, Fault] = {
     "training worker killed while training": training_worker("training"),
-    "training worker killed while training, another moment": training_worker("training"),
     "training worker killed while extracting": training_worker("extracting"),
     "training worker killed while clustering": training_worker("clustering"),
     "training worker killed in a checkpoint write": worker_while_writing,
-    "training workers killed, all at once": all_training_workers,
+    "all training workers killed": all_training_workers,
     "training worker killed, and one more on recovery": worker_twice,
     "pool actor killed while extracting": pool_actor("extracting"),
     "pool actor killed while clustering": pool_actor("clustering"),
@@ -417,15 +409,15 @@ FAULTS: dict[str, Fault] = {
     "node removed while extracting": node_removed("extracting"),
     "node removed while clustering": node_removed("clustering"),
     "node removed while training": node_removed("training"),
-    "node added while training": node_added,
+    "node added": node_added,
     "node drained while training": drained("training"),
     "node drained while extracting": drained("extracting"),
     "job killed while training": job_killed("training"),
     "job killed while extracting": job_killed("extracting"),
     "job killed while clustering": job_killed("clustering"),
     "job stopped by SIGTERM, 2 -> 1 workers": job_stopped(signal.SIGTERM, "training", "1"),
-    "job stopped by SIGTERM, 2 -> 0 workers": job_stopped(signal.SIGTERM, "training", "0"),
-    "job interrupted while clustering, 2 -> 0 workers": job_stopped(signal.SIGINT, "clustering", "0"),
+    "job interrupted while clustering, 1 -> 0 workers": job_stopped(signal.SIGINT, "clustering", "0"),
+    "job interrupted while extracting, 0 -> 2 workers": job_stopped(signal.SIGINT, "extracting", "2"),
     "second job on the same directory": second_job,
     "newest checkpoint truncated": truncated,
     "disk full for 30 s": disk_full,

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 SECONDS_UNTIL_A_WORD = 60.0  # without workers; an autoscaler may take minutes, but should be known to be waited for
+SECONDS_STARTING = 240.0  # in which the workers themselves hold what they need, and import torch
 SECONDS_STARVING = 120.0  # without an image, where images are waited for
 SECONDS_SILENT = 600.0  # without any sign of work
 
@@ -43,7 +44,7 @@ def diagnose(scene: Scene) -> str:
                 f"waiting for machines: run.workers wants at least {scene.least} {scene.slot}, the cluster has "
                 f"{total:g}; start nodes with {how}, or stop and go on with fewer run.workers"
             )
-        if free < scene.least:
+        if free < scene.least and scene.seconds > SECONDS_STARTING:
             return (
                 f"waiting for workers: the cluster has {total:g} {scene.slot}, but only {free:g} of them free, and Ray "
                 f"waits for ever for what others hold; end the other actors and jobs that use {scene.slot}"

@@ -20,7 +20,11 @@ READING = Scene(
         (replace(WAITING, seconds=30), []),
         (WAITING, ["wants at least 2 train_slot, the cluster has 0", "--resources='{\"train_slot\": 1}'"]),
         (replace(WAITING, slot="GPU"), ["at least 2 GPU", "start nodes with GPUs"]),
-        (replace(WAITING, total={"train_slot": 3.0}), ["3 train_slot, but only 0 of them free", "end the other actors"]),
+        (replace(WAITING, total={"train_slot": 3.0}), ["waiting for Ray to start"]),
+        (
+            replace(WAITING, total={"train_slot": 3.0}, seconds=300),
+            ["3 train_slot, but only 0 of them free", "end the other actors"],
+        ),
         (replace(WAITING, total={"train_slot": 3.0}, free={"train_slot": 2.0}), ["waiting for Ray to start"]),
         (READING, ["no image has come for 3 min", "none of the 4 CPU", "end the other actors and jobs"]),
         (replace(READING, seconds=60), []),
