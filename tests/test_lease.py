@@ -82,7 +82,7 @@ def test_job_on_another_machine_that_beats_is_left_alone(tmp_path: Path, monkeyp
     def beat(text: str) -> None:
         Path(lease_uri(str(tmp_path))).write_text(json.dumps(asdict(replace(other, beat_at=other.beat_at + 10))))
 
-    with pytest.raises(UserError, match="in use since .* on far"):
+    with pytest.raises(UserError, match=r"in use since .* on far"):
         held(str(tmp_path), lost=never, say=beat).__enter__()
 
 

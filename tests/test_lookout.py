@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_what_a_dead_group_knew_of_broken_images_is_named_again(
     class Holding(LocalWorkers):
         """The features of a group of workers that is gone."""
 
-        held: dict[int, Block] = {}
+        held: ClassVar[dict[int, Block]] = {}
 
         def missing(self, version, shards):  # type: ignore[no-untyped-def]
             self._version, self._blocks = version, self.held

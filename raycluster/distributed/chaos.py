@@ -119,21 +119,26 @@ def chaos(words: str, *, seed: int, out: Path) -> Iterator[Outcome]:
             options = play.options if play.most_apart else ()
             if options not in references:
                 references[options] = str(Path(scratch) / f"undisturbed-{len(references)}")
-                _undisturbed(references[options], options)
+                undisturbed(references[options], options)
             folder = out / f"seed-{seed}-play-{PLAYS.index(play) + 1}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            (folder / "run.yaml").write_text(RUN)
             stage.restore()
-            rng = random.Random(f"{seed} {play}")
-            scene = Scene(stage, folder, rng, list(play.options), str(folder / "run"), round=play.first_round)
-            outcomes = _act(play, scene, references[options])
+            outcomes = act(play, scene_of(play, stage, folder, seed=seed), references[options])
             yield from outcomes
             if not any(outcome.result.startswith("FAILED") for outcome in outcomes):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
+def scene_of(play: Play, stage: Stage, folder: Path, *, seed: int) -> Scene:
+    """Where a play is acted: in an empty folder."""
+    (folder / "run.yaml").write_text(RUN)
+    rng = random.Random(f"{seed} {play}")
+    return Scene(stage, folder, rng, list(play.options), str(folder / "run"), round=play.first_round)
+
+
+def act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
+    """Let everything happen to one run, wait for its end, and compare it with the run in the directory `reference`."""
     outcomes: list[Outcome] = []
     try:
         if not play.starts:
@@ -148,7 +153,7 @@ def _act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
         _finish(scene)
         if scene.compare_with is not None:
             reference = scene.compare_with
-            _undisturbed(reference, scene.options)
+            undisturbed(reference, scene.options)
         result = compare(scene.run_dir, reference, most_apart=play.most_apart)
     except (AssertionError, TimeoutError, UserError, OSError, subprocess.SubprocessError) as error:
         result = f"FAILED: {' '.join(str(error).split())[-300:]}"
@@ -184,8 +189,8 @@ def _finish(scene: Scene) -> None:
     assert code == 0, f"exit code {code}: {scene.log.read_text()[-500:]}"
 
 
-def _undisturbed(run_dir: str, options: Sequence[str]) -> None:
-    """The same run in one process, or the rest of it."""
+def undisturbed(run_dir: str, options: Sequence[str]) -> None:
+    """The same run in one process, or the rest of it if it was begun."""
     config = parse(Config, RUN, [*options, f"run.dir={run_dir}", "run.workers=0"])
     for _ in pretrain(config, LocalWorkers()):
         pass
