@@ -29,7 +29,7 @@ from raycluster.distributed.workers import RayWorkers
 from raycluster.lease import held
 from raycluster.lookout import Noted
 from raycluster.patience import patient
-from raycluster.pretrain import Event, pretrain
+from raycluster.pretrain import Event, Round, pretrain
 from raycluster.report import Watcher
 from raycluster.run import Config, begin
 from raycluster.training.process import prepare_process
@@ -164,6 +164,9 @@ def _train(loop: dict[str, Any]) -> tuple[str, str]:
             for event in pretrain(config, workers):
                 if rank == 0:
                     see(event)
+                if isinstance(event, Round):
+                    figures = {key: value for key, value in event.record.items() if isinstance(value, (int, float))}
+                    ray.train.report(figures)
     except UserError as error:  # raised, it would be taken for a lost worker and tried again
         return "mistake", str(error)
     except Stopped as stop:
