@@ -28,33 +28,38 @@ class Crew:
         )
 
     def adapt(self, *, idle: bool) -> bool:
-        """Add actors on new nodes; if `idle`, end those on nodes with several or that will go. Whether any changed.
+        """Add actors where there are more nodes than actors; if `idle`, end those that share a node or whose node goes.
 
-        idle: nobody needs the features that actors hold now.
+        Never more actors than nodes: where Ray puts one is its own decision in the end. idle: nobody needs the features
+        that actors hold now. Returns whether any changed.
         """
         if self._fixed:
             return False
         before = list(self.actors)
         nodes, places = usable_nodes(), self._places()
-        if len(places) < len(self.actors):
+        if len(places) < len(self.actors):  # some are being restarted, or busy
             return False
-        self.actors += [self._start(node) for node in nodes if node not in places.values()]
         if idle:
-            self._dismiss(nodes, places)
+            places = self._dismiss(nodes, places)
+        bare = [node for node in nodes if node not in places.values()]
+        self.actors += [self._start(node) for node in bare[: len(nodes) - len(self.actors)]]
         return self.actors != before
 
     def processes(self) -> tuple[str, ...]:
         """Of the actors that answer: "host:pid"."""
         return tuple(answer[1] for answer in self._ask().values())
 
-    def _dismiss(self, nodes: list[str], places: dict[ActorHandle, str]) -> None:
-        seen: set[str] = set()
+    def _dismiss(self, nodes: list[str], places: dict[ActorHandle, str]) -> dict[ActorHandle, str]:
+        """End all but one actor a node; the places of those that stay."""
+        stay: dict[str, ActorHandle] = {}
         for actor, node in places.items():
-            if node in nodes and node not in seen:
-                seen.add(node)
-            elif len(self.actors) > 1:
+            if node in nodes:
+                stay.setdefault(node, actor)
+        for actor in places if stay else ():
+            if actor not in stay.values():
                 self.actors.remove(actor)
                 ray.kill(actor)
+        return {actor: node for node, actor in stay.items()} if stay else places
 
     def _places(self) -> dict[ActorHandle, str]:
         return {actor: answer[0] for actor, answer in self._ask().items()}

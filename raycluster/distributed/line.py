@@ -139,6 +139,7 @@ class _Listener:
         self._line, self._see, self._crew, self._watchdog = line, see, crew, watchdog
         self.over = threading.Event()
         self._phase, self._workers, self._adapted_at = "starting", 0, float("-inf")
+        self._tidied = True  # the pool, since the last features were needed
         self._processes: tuple[str, ...] = ()
 
     def run(self) -> None:
@@ -165,12 +166,15 @@ class _Listener:
             self._workers = 0
         elif isinstance(event, Progress):
             self._phase = event.phase
+            self._tidied = self._tidied and event.phase == "training"
         self._watchdog.sign(self._phase, self._workers)
         self._see(event)
 
     def _adapt(self, crews: int) -> None:
+        idle = self._phase == "training" and self._workers > 0 and not self._tidied
         try:
-            changed = self._crew.adapt(idle=self._phase == "training" and self._workers > 0)
+            changed = self._crew.adapt(idle=idle)
+            self._tidied = self._tidied or idle
             if changed or not crews:
                 self._line.appoint.remote(list(self._crew.actors))
             processes = self._crew.processes()
