@@ -20,8 +20,7 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.nearest import prepare
-from raycluster.clustering.sums import ClusterSums, inertia_of, means, merge
+from raycluster.clustering.sums import ClusterSums, merge
 from raycluster.clustering.whitening import whiten
 from raycluster.data.load import load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
@@ -77,14 +76,15 @@ def measure(model: str, size: int) -> Units:
     try:
         forward, step, parameters = _network(model, size)
         call, send = _messages()
+        pair, update = _kmeans()
         return Units(
             decode=_decode(size),
             forward=forward,
             step=step,
             whiten=_whiten(),
-            kmeans=_kmeans(),
+            kmeans=pair,
             sinkhorn=_sinkhorn(),
-            update=_update(),
+            update=update,
             combine=_combine(),
             call=call,
             send=send,
@@ -161,14 +161,20 @@ def _whiten(count: int = 20_000) -> float:
     return seconds(lambda: whiten(features, DIM)) / count
 
 
-def _kmeans(count: int = 20_000, clusters: int = 10_000, steps: int = 2) -> float:
-    """One row against one cluster; the difference between two runs is free of what is done once."""
-    features = rows(count)
+def _kmeans(clusters: int = 10_000, few: int = 10_000, many: int = 30_000) -> tuple[float, float]:
+    """Seconds of one row against one cluster, and of one value of the centroids whatever the rows."""
+    one, other = (_step(rows(count), clusters) for count in (few, many))
+    pair = (other - one) / (many - few) / clusters
+    return pair, max(0.0, one - few * clusters * pair) / clusters / DIM
+
+
+def _step(features: LocalFeatures, clusters: int, steps: int = 2) -> float:
+    """Seconds of a step of k-means: the difference between two runs is free of what is done once."""
 
     def run(iterations: int) -> float:
-        return seconds(lambda: kmeans(features, clusters, iterations=iterations, plain=True), repeats=2)
+        return seconds(lambda: kmeans(features, clusters, iterations=iterations, plain=True))
 
-    return max(0.0, run(1 + steps) - run(1)) / steps / count / clusters
+    return (run(1 + steps) - run(1)) / steps
 
 
 def _sinkhorn(count: int = 4_000, clusters: int = 3000, steps: int = 2) -> float:
@@ -183,25 +189,8 @@ def _sinkhorn(count: int = 4_000, clusters: int = 3000, steps: int = 2) -> float
     return max(0.0, run(1 + steps) - run(1)) / steps / count / clusters
 
 
-def _sums(clusters: int) -> tuple[ClusterSums, NDArray[np.float32]]:
-    rng = np.random.default_rng(0)
-    totals = rng.integers(-(2**40), 2**40, size=(clusters, DIM))
-    return ClusterSums(np.full(clusters, 5), totals, 0), rng.standard_normal((clusters, DIM)).astype(np.float32)
-
-
-def _update(clusters: int = 10_000) -> float:
-    """What stands between two folds of k-means: new centroids, the inertia, and centroids made ready for the search."""
-    sums, centroids = _sums(clusters)
-
-    def update() -> None:
-        inertia_of(sums, centroids, 2.0**40, 1.0)
-        _ = prepare(means(sums, 2.0**40, centroids)).packed
-
-    return seconds(update) / centroids.size
-
-
 def _combine(clusters: int = 10_000) -> float:
-    left, right = _sums(clusters)[0], _sums(clusters)[0]
+    left, right = (ClusterSums(np.ones(clusters, np.int64), np.ones((clusters, DIM), np.int64), 0) for _ in range(2))
     return seconds(lambda: merge(left, right)) / left.totals.nbytes
 
 
