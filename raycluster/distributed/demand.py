@@ -1,7 +1,8 @@
-"""Asking an autoscaler for machines. Ray 2.60's brings none at all when asked for more than it could ever have.
+"""Asking an autoscaler for machines, and letting them go.
 
-A run that allows 64 workers would never get one on a cluster of at most 10 machines: the request of Ray Train is a
-shape of the whole cluster, to be reached completely or not at all. So what is refused is asked for no longer.
+Ray 2.60's brings none at all when asked for more than it could ever have: a run that allows 64 workers would never get
+one on a cluster of at most 10 machines. The request of Ray Train is a shape of the whole cluster, to be reached
+completely or not at all. So what is refused is asked for no longer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.config import ScalingConfig
 
@@ -44,6 +47,16 @@ class FeasibleDemand(ElasticScalingPolicy):
                 self._send_resource_request()
                 return
         super()._maybe_send_resource_request()
+
+
+def anchor() -> None:
+    """Start what Ray Data leaves running on this node, where the job is.
+
+    It is made where data is first read, and stays there for as long as the cluster: on a machine that would otherwise
+    become idle and go.
+    """
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
 
 
 def is_refused(resources: dict[str, float], count: int) -> bool:
