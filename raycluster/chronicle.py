@@ -8,10 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from raycluster.extraction import Lost, Progress
-from raycluster.lookout import Noted, Saved
-from raycluster.pretrain import Event, Finished, Round, Started
-from raycluster.status import Loss, Processes, Status, read_status, this_process, write_status
+from raycluster.events import Event, Finished, Lost, Noted, Processes, Progress, Round, Saved, Started
+from raycluster.status import Loss, Status, read_status, this_process, write_status
 from raycluster.types import Stopped, UserError
 
 SECONDS_BETWEEN_WRITES = 5.0  # a change of phase is written at once

@@ -17,27 +17,12 @@ from raycluster.data.load import load_chunk
 from raycluster.data.manifest import DataSettings, Manifest
 from raycluster.data.plan import shard_chunks
 from raycluster.data.transforms import View
+from raycluster.events import Lost, Progress
 from raycluster.models.backbone import Backbone, pool
 from raycluster.types import Block, ChunkFailed, ImageBlock, Loader, Stopped, UserError
 from raycluster.workers import Workers
 
 BATCH = 256  # rows of one forward pass; part of the result, since kernels may round differently at other sizes
-
-
-class Progress(NamedTuple):
-    """How far a phase is: `done` of `total` images, and what the phase has to say."""
-
-    phase: str
-    done: int
-    total: int
-    note: str = ""
-
-
-class Lost(NamedTuple):
-    """Something went away that is being made good. shards: of features that are extracted again."""
-
-    what: str
-    shards: int = 0
 
 
 class Skipped(NamedTuple):

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from raycluster.decisions import Move, Sight, next_move, steps_until_look
+from raycluster.events import Noted, Saved
 from raycluster.extraction import Skipped
 from raycluster.run import Run, State, save
 from raycluster.types import Stopped
 from raycluster.workers import Coming
 
 WAIT_SECONDS = 60.0  # for the end of a group that is ready for it; then it goes on
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint of this place was begun."""
-
-    round: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Noted:
-    """What the run waits for, struggles with or expects, for people; "" when that is over."""
-
-    text: str
 
 
 class Lookout:

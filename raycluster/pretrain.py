@@ -7,9 +7,8 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +18,15 @@ from sklearn.metrics import normalized_mutual_info_score
 from raycluster import metrics, storage
 from raycluster.data.plan import Rows, from_step, pieces, plan_epoch, steps
 from raycluster.evaluate import Evaluation
-from raycluster.extraction import Descriptor, Lost, Progress, Skipped, extract
-from raycluster.lookout import Lookout, Noted, Saved, gather_skipped
+from raycluster.events import Event, Finished, Progress, Round, Saved, Started
+from raycluster.extraction import Descriptor, Skipped, extract
+from raycluster.lookout import Lookout, gather_skipped
 from raycluster.models.export import export
 from raycluster.models.heads import Heads
 from raycluster.run import Config, Run, State, fresh_network, restore, save, start
 from raycluster.rundir import read_report, write_assignments, write_lines, write_report, write_skipped
 from raycluster.seeding import generator, seed_for
-from raycluster.status import Processes, this_process
+from raycluster.status import this_process
 from raycluster.training.process import reproducible
 from raycluster.training.step import Microbatch, Step
 from raycluster.types import Assignments, Chunk, UserError
@@ -36,43 +36,6 @@ from raycluster.workers import Interruptible, LostBlocks, Workers
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 CHUNK_BYTES = 64 * 2**20  # of pixels that a lane waits for at a time; only memory depends on it
-
-
-@dataclass(frozen=True)
-class Started:
-    """The run begins or goes on: `step` steps of its round are done.
-
-    rounds: (first step, step after the last) of every round; the last ends with epoch `epochs`. processes: of those
-    that share the work now.
-    """
-
-    num_samples: int
-    rounds: list[tuple[int, int]]
-    round: int
-    step: int
-    epochs: int
-    processes: tuple[str, ...]
-
-    @property
-    def num_workers(self) -> int:
-        return len(self.processes)
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round is over: its line of metrics.jsonl."""
-
-    record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is over: what it learned."""
-
-    report: dict[str, Any]
-
-
-Event = Started | Progress | Round | Finished | Saved | Noted | Lost | Processes
 
 
 def pretrain(config: Config, workers: Workers) -> Iterator[Event]:

@@ -13,9 +13,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from raycluster import storage
-from raycluster.extraction import Lost, Progress
-from raycluster.lookout import Noted
-from raycluster.pretrain import Event, Finished, Round, Started
+from raycluster.events import Event, Finished, Lost, Noted, Progress, Round, Started
 from raycluster.run import Config
 from raycluster.types import UserError
 

@@ -28,14 +28,6 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Which processes ("host:pid") play a part of the run: `job`, `train` or `features`."""
-
-    part: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Status:
     """One look at a run.
 

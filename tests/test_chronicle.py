@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from raycluster.chronicle import Chronicle, StatusKeeper
-from raycluster.extraction import Lost, Progress
-from raycluster.lookout import Noted, Saved
-from raycluster.pretrain import Event, Finished, Round, Started
-from raycluster.status import Processes, Status, read_status, this_process, write_status
+from raycluster.events import Event, Finished, Lost, Noted, Processes, Progress, Round, Saved, Started
+from raycluster.status import Status, read_status, this_process, write_status
 from raycluster.types import Stopped
 
 ROUNDS = [(0, 100), (100, 200)]

@@ -10,9 +10,8 @@ from typing import ClassVar
 import pytest
 
 from raycluster.checkpoint import list_checkpoints
-from raycluster.extraction import Lost, Progress
-from raycluster.lookout import Noted, Saved
-from raycluster.pretrain import Event, pretrain
+from raycluster.events import Event, Lost, Noted, Progress, Saved
+from raycluster.pretrain import pretrain
 from raycluster.run import Config
 from raycluster.types import Block, ChunkFailed, Stopped, UserError
 from raycluster.workers import Coming, LocalWorkers

@@ -15,8 +15,8 @@ import torch
 import raycluster
 from raycluster.checkpoint import list_checkpoints, load_newest
 from raycluster.config import load
-from raycluster.extraction import Progress
-from raycluster.pretrain import Finished, Round, pretrain
+from raycluster.events import Finished, Progress, Round
+from raycluster.pretrain import pretrain
 from raycluster.run import Config, begin, start
 from raycluster.types import Stopped, UserError
 from raycluster.workers import LocalWorkers

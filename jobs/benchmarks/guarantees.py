@@ -21,14 +21,15 @@ from raycluster.data.plan import steps
 from raycluster.data.transforms import View
 from raycluster.distributed import ingest
 from raycluster.distributed.session import ray_session
-from raycluster.pretrain import Round, pretrain
+from raycluster.events import Round
+from raycluster.pretrain import pretrain
 from raycluster.run import Config, RunSettings
 from raycluster.types import ImageBlock
 from raycluster.workers import LocalWorkers
 
 _RUN = """
 data: {uri: digits}
-views: {train: {size: 224, crop_scale: [0.4, 1.0]}, cluster: {size: 224}}
+views: {train: {size: 64, crop_scale: [0.4, 1.0]}, cluster: {size: 64}}
 model: {name: alexnet, input: sobel}
 method: {name: deepcluster, num_clusters: 100, layer: conv1, descriptor: pooled, pca_dim: 16, iterations: 2}
 training: {epochs: 1, global_batch: 32, microbatch: 32}
@@ -36,7 +37,7 @@ run: {dir: unset}
 """
 
 
-def run(pictures: str = "", processes: int = 2, repeats: int = 5, checkpoint_seconds: float = 10.0) -> str:
+def run(pictures: str = "", processes: int = 2, repeats: int = 5, checkpoint_seconds: float = 5.0) -> str:
     """Two tables. pictures: Parquet with a column `image`, else photographs are made up."""
     os.environ["OMP_NUM_THREADS"] = str(processes)
     return "\n".join([*_order(pictures, processes, repeats), "", *_checkpoints(checkpoint_seconds, repeats=2)])

@@ -1,28 +1,21 @@
-"""The line between a job and its training workers: what happens comes out, wishes and the pool of actors go in."""
+"""The line between a job and its training workers: what happens comes out, wishes and the pool of actors go in.
+
+The actor imports this module, so it must not import torch: that would cost every run 5 seconds and a gigabyte.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycluster.distributed.crew import Crew
-from raycluster.distributed.session import stop_requested
-from raycluster.distributed.watch import Watchdog
-from raycluster.extraction import Lost, Progress
-from raycluster.lookout import Noted
-from raycluster.pretrain import Event, Started
-from raycluster.status import Processes
+from raycluster.events import Event, Progress
 
 SECONDS_BETWEEN_LOOKS = 0.3
-SECONDS_BETWEEN_ADAPTATIONS = 3.0
 
 
 class Line:
@@ -119,69 +112,3 @@ class Speaker:
             return ray.get(method.remote(*args))
         except RayActorError:  # it is being restarted
             return None
-
-
-@contextmanager
-def listening(line: ActorHandle, see: Callable[[Event], None], crew: Crew, watchdog: Watchdog) -> Iterator[None]:
-    """Meanwhile, show what the workers tell, tell them of the wish to stop, and let the pool follow the cluster."""
-    listener = _Listener(line, see, crew, watchdog)
-    thread = threading.Thread(target=listener.run, name="line", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        listener.over.set()
-        thread.join()
-
-
-class _Listener:
-    def __init__(self, line: ActorHandle, see: Callable[[Event], None], crew: Crew, watchdog: Watchdog) -> None:
-        self._line, self._see, self._crew, self._watchdog = line, see, crew, watchdog
-        self.over = threading.Event()
-        self._phase, self._workers, self._adapted_at = "starting", 0, float("-inf")
-        self._tidied = True  # the pool, since the last features were needed
-        self._processes: tuple[str, ...] = ()
-
-    def run(self) -> None:
-        while True:
-            last = self.over.wait(SECONDS_BETWEEN_LOOKS)
-            try:
-                events, crews = ray.get(self._line.hear.remote(stop_requested()), timeout=10)
-            except (RayActorError, GetTimeoutError):
-                events, crews = [], -1
-            for event in events:
-                self._heard(event)
-            if not last and crews >= 0 and time.monotonic() - self._adapted_at > SECONDS_BETWEEN_ADAPTATIONS:
-                self._adapt(crews)
-            word = self._watchdog.word()
-            if word is not None:
-                self._see(Noted(word))
-            if last:
-                return
-
-    def _heard(self, event: Event) -> None:
-        if isinstance(event, Started):
-            self._workers = event.num_workers
-        elif isinstance(event, Lost) and not event.shards:
-            self._workers = 0
-        elif isinstance(event, Progress):
-            self._phase = event.phase
-            self._tidied = self._tidied and event.phase == "training"
-        self._watchdog.sign(self._phase, self._workers)
-        self._see(event)
-
-    def _adapt(self, crews: int) -> None:
-        idle = self._phase == "training" and self._workers > 0 and not self._tidied
-        try:
-            changed = self._crew.adapt(idle=idle)
-            self._tidied = self._tidied or idle
-            if changed or not crews:
-                self._line.appoint.remote(list(self._crew.actors))
-            processes = self._crew.processes()
-        except (RayError, OSError):  # a moment of trouble on the head; it is tried again
-            return
-        finally:
-            self._adapted_at = time.monotonic()
-        if processes != self._processes:
-            self._processes = processes
-            self._see(Processes("features", processes))

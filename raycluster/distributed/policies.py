@@ -28,7 +28,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from raycluster.decisions import Failure, after_failure
 from raycluster.distributed.demand import FeasibleDemand
-from raycluster.extraction import Lost
+from raycluster.events import Lost
 
 _ANSWER_SECONDS = 10.0
 _COLLATERAL = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)

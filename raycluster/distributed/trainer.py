@@ -18,18 +18,20 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raycluster.chronicle import StatusKeeper
 from raycluster.distributed.crew import Crew
+from raycluster.distributed.demand import anchor
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.line import Speaker, listening, open_line
+from raycluster.distributed.line import Speaker, open_line
+from raycluster.distributed.listen import listening
 from raycluster.distributed.policies import Forgiving, is_loss, reason, scaling_policy
 from raycluster.distributed.pool import Pool
 from raycluster.distributed.production import prepare_environment
 from raycluster.distributed.session import TRAIN_SLOT, ray_session, request_stop, stop_on_signals, stop_reason
 from raycluster.distributed.watch import Watchdog
 from raycluster.distributed.workers import RayWorkers
+from raycluster.events import Event, Noted, Round
 from raycluster.lease import held
-from raycluster.lookout import Noted
 from raycluster.patience import patient
-from raycluster.pretrain import Event, Round, pretrain
+from raycluster.pretrain import pretrain
 from raycluster.report import Watcher
 from raycluster.run import Config, begin
 from raycluster.training.process import prepare_process
@@ -70,6 +72,7 @@ def fit(config: Config) -> str:
 def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
     """One call of Ray Train, however many groups of workers come and go meanwhile: (outcome, text)."""
     least, most, on_gpu = _placement(config)
+    anchor()
     crew = Crew(f"features-{uuid.uuid4().hex[:8]}", config.run.actors)
     loop: dict[str, Any] = {"config": config, "actors": crew.actors}
     slot = "GPU" if on_gpu else TRAIN_SLOT

@@ -22,7 +22,8 @@ import ray._private.services
 import torch
 
 from raycluster.checkpoint import load_newest
-from raycluster.pretrain import Round, pretrain
+from raycluster.events import Round
+from raycluster.pretrain import pretrain
 from raycluster.run import Config
 from raycluster.status import Status, read_status
 from raycluster.workers import LocalWorkers
