@@ -42,12 +42,14 @@ _SHARD = 1000
 @dataclass(frozen=True)
 class Units:
     """Seconds on one core. decode: reading and varying one photograph. forward, step: one picture through the network,
-    and through a training step. whiten: one row of 256. kmeans: one row against one cluster. sinkhorn: the same, and
-    one head.
+    and through a training step. whiten: one row of 256. kmeans: one row against one cluster, a step.
+    sinkhorn: the same, until its tolerance is reached.
 
     Seconds that more workers do not share: update: of centroids, one value a step. combine: adding one byte of sums.
     call: asking one actor. send: one byte from one process to another through Ray. labels: one row's label, gathered,
-    compared and written down. plan: one row of an epoch's plan. parameters: of the network, a number.
+    compared and written down. plan: one row of an epoch's plan.
+
+    Numbers: passes of Sinkhorn over the rows; parameters of the network.
     """
 
     decode: float
@@ -62,6 +64,7 @@ class Units:
     send: float
     labels: float
     plan: float
+    passes: float
     parameters: float
 
     def table(self) -> str:
@@ -77,19 +80,21 @@ def measure(model: str, size: int) -> Units:
         forward, step, parameters = _network(model, size)
         call, send = _messages()
         pair, update = _kmeans()
+        labelling, passes = _sinkhorn()
         return Units(
             decode=_decode(size),
             forward=forward,
             step=step,
             whiten=_whiten(),
             kmeans=pair,
-            sinkhorn=_sinkhorn(),
+            sinkhorn=labelling,
             update=update,
             combine=_combine(),
             call=call,
             send=send,
             labels=_labels(),
             plan=_plan(),
+            passes=passes,
             parameters=parameters,
         )
     finally:
@@ -177,16 +182,19 @@ def _step(features: LocalFeatures, clusters: int, steps: int = 2) -> float:
     return (run(1 + steps) - run(1)) / steps
 
 
-def _sinkhorn(count: int = 4_000, clusters: int = 3000, steps: int = 2) -> float:
+def head(clusters: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """An untrained classifier of the rows."""
+    weight = np.random.default_rng(0).standard_normal((clusters, DIM))
+    return weight.astype(np.float32), np.zeros(clusters, np.float32)
+
+
+def _sinkhorn(count: int = 10_000, clusters: int = 3000) -> tuple[float, float]:
+    """Seconds of one row against one cluster until the tolerance is reached, and how many times rows were gone over."""
     from raycluster.clustering.sinkhorn import sinkhorn
 
-    features, rng = rows(count), np.random.default_rng(0)
-    head = rng.standard_normal((clusters, DIM)).astype(np.float32), np.zeros(clusters, np.float32)
-
-    def run(iterations: int) -> float:
-        return seconds(lambda: sinkhorn(features, [head], tolerance=1e-9, max_iterations=iterations), repeats=2)
-
-    return max(0.0, run(1 + steps) - run(1)) / steps / count / clusters
+    features, classifier = rows(count), head(clusters)
+    passes = sinkhorn(features, [classifier]).iterations[0]
+    return seconds(lambda: sinkhorn(features, [classifier]), repeats=2) / count / clusters, float(passes)
 
 
 def _combine(clusters: int = 10_000) -> float:
