@@ -52,6 +52,7 @@ class Play:
 
 _FAST = ("training.mode=fast", "training.epochs=1")
 _SELDOM = ("run.checkpoint_minutes=60",)  # so that only what is saved in time is saved
+_LONG = (*_SELDOM, "training.epochs=14")  # so that a notice ends before the run does
 _BEGINNING_ONE = ("disk full for 30 s", "bucket out of reach for 30 s", "pictures broken in the middle of a shard")
 PLAYS = (
     Play(
@@ -62,7 +63,7 @@ PLAYS = (
             "training worker killed in a checkpoint write",
         )
     ),
-    Play(("node removed while training", "node added", "node drained while training"), _SELDOM),
+    Play(("node removed while training", "node added", "node drained while training"), _LONG),
     Play(
         (
             "job killed while training",
@@ -90,7 +91,7 @@ PLAYS = (
         )
     ),
     *(Play((fault,), starts=True) for fault in _BEGINNING_ONE),
-    Play(("node drained while extracting",), _SELDOM),
+    Play(("node drained while extracting",), _LONG),
     Play(("training worker killed while training",), _FAST, first_round=0, most_apart=MOST_APART),
     Play(("training worker killed while extracting",), _FAST, first_round=0, most_apart=MOST_APART),
 )
@@ -116,7 +117,7 @@ def chaos(words: str, *, seed: int, out: Path) -> Iterator[Outcome]:
     plays = [play for play in PLAYS if any(words in fault for fault in play.faults)]
     with Stage() as stage, tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         for play in plays:
-            options = play.options if play.most_apart else ()
+            options = tuple(option for option in play.options if option.startswith("training."))
             if options not in references:
                 references[options] = str(Path(scratch) / f"undisturbed-{len(references)}")
                 undisturbed(references[options], options)

@@ -24,7 +24,7 @@ from raycluster.distributed.stage import Stage, kill, wait_until
 from raycluster.status import Status, read_status
 
 OUTAGE_SECONDS = 30.0
-NOTICE_SECONDS = 25.0
+NOTICE_SECONDS = 15.0
 
 
 @dataclass
@@ -133,6 +133,7 @@ def worker_while_writing(scene: Scene) -> None:
     until = time.monotonic() + 120
     while not any(entry.name.endswith(".part") for entry in os.scandir(folder)):
         assert time.monotonic() < until, "no checkpoint was written"
+        time.sleep(0.0005)
     kill(first)
     scene.moment = "in a checkpoint write" if any(Path(folder).glob(".*.part")) else "right after a checkpoint write"
 
@@ -260,7 +261,6 @@ def bucket_away(scene: Scene) -> None:
     )
     scene.undo.append(server.kill)
     wait_until(lambda: _answers(inner), seconds=60)
-    os.environ.update(AWS_ACCESS_KEY_ID="chaos", AWS_SECRET_ACCESS_KEY="chaos")
     outer = _free_port()
     bucket = f"s3://chaos/run?endpoint_override=127.0.0.1:{outer}&scheme=http&region=us-east-1"
     with _relay(outer, inner) as away:
