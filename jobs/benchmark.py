@@ -6,7 +6,7 @@
     python jobs/benchmark.py kmeans [before=FOLDER/before.npy] [after=FOLDER/after.npy] [clusters=1000] [engines=int8]
     python jobs/benchmark.py embeddings pictures=URI out=DIR
     python jobs/benchmark.py kmeans [before=DIR/before.npy after=DIR/after.npy] [clusters=1000,10000] [rows=50000]
-    python jobs/benchmark.py guarantees [pictures=URI] [checkpoint_seconds=10]
+    python jobs/benchmark.py guarantees [pictures=URI] [checkpoint_seconds=5]
     python jobs/benchmark.py scale [model=alexnet] [size=224] [global_batch=4096] [gigabits=10]
 
 Each benchmark is a module of `jobs/benchmarks/`.

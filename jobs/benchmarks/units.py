@@ -252,7 +252,7 @@ def _plan(count: int = 1_000_000, lanes: int = 128) -> float:
     shards = [(start, min(start + _SHARD, count)) for start in range(0, count, _SHARD)]
     counts = np.ones(count, np.int64)
     return (
-        seconds(
+        core_seconds(
             lambda: plan_epoch(counts, shards, lanes=lanes, microbatch=32, seed=0, epoch=0, window_shards=16), repeats=2
         )
         / count
