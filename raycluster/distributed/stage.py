@@ -29,6 +29,7 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self._folder = tempfile.mkdtemp(prefix="rs-", dir="/tmp")  # sockets lie below: their paths may have 107 letters
+        os.environ["RAY_TMPDIR"] = self._folder  # else it would become the default cluster of this machine
         os.environ.update(
             RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", RAY_DEDUP_LOGS="0"
         )
@@ -57,7 +58,7 @@ class Stage:
 
     def add_node(self) -> Any:
         """A new node; returns when it has joined."""
-        has = {"num_cpus": 1, "resources": {TRAIN_SLOT: 1}, "object_store_memory": 150_000_000}
+        has: dict[str, Any] = {"num_cpus": 1, "resources": {TRAIN_SLOT: 1}, "object_store_memory": 150_000_000}
         node = self.cluster.add_node(**has)
         self.nodes.append(node)
         return node
