@@ -46,8 +46,9 @@ def diagnose(scene: Scene) -> str:
             )
         if free < scene.least and scene.seconds > SECONDS_STARTING:
             return (
-                f"waiting for workers: the cluster has {total:g} {scene.slot}, but only {free:g} of them free, and Ray "
-                f"waits for ever for what others hold; end the other actors and jobs that use {scene.slot}"
+                f"waiting for workers: of the {total:g} {scene.slot} of the cluster only {free:g} are free. Either the "
+                "machines are very slow to start them, or others hold them, for which Ray waits for ever: end the "
+                f"other actors and jobs that use {scene.slot}"
             )
         return "waiting for Ray to start the training workers"
     waits_for_images = scene.phase in ("extracting", "training", "evaluating")

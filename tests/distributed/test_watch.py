@@ -23,7 +23,7 @@ READING = Scene(
         (replace(WAITING, total={"train_slot": 3.0}), ["waiting for Ray to start"]),
         (
             replace(WAITING, total={"train_slot": 3.0}, seconds=300),
-            ["3 train_slot, but only 0 of them free", "end the other actors"],
+            ["of the 3 train_slot of the cluster only 0 are free", "end the other actors"],
         ),
         (replace(WAITING, total={"train_slot": 3.0}, free={"train_slot": 2.0}), ["waiting for Ray to start"]),
         (READING, ["no image has come for 3 min", "none of the 4 CPU", "end the other actors and jobs"]),
