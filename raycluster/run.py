@@ -47,7 +47,8 @@ class RunSettings:
     are there, so say `gpu` or `cpu` where an autoscaler has yet to bring them. decode_cpus: how many processors, in
     all, decoding may ask an autoscaler for; 0 for those that are there. actors: of the feature pool, 0 for one a
     node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost
-    workers forgiven.
+    workers forgiven. resize_seconds: between looks at whether the cluster offers another number of workers.
+    storage_minutes: for how long storage out of reach is tried again.
     """
 
     dir: str
