@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering import hints
-from raycluster.clustering.nearest import Engine, Target, assign, choose, prepare, squared_distances
+from raycluster.clustering.decision import squared_distances
+from raycluster.clustering.nearest import Engine, assign, choose
 from raycluster.clustering.result import KMeans, unit_rows
 from raycluster.clustering.start import Init, split, start, too_few
 from raycluster.clustering.sums import (
@@ -28,6 +29,7 @@ from raycluster.clustering.sums import (
     sum_scale,
     total,
 )
+from raycluster.clustering.target import Target, prepare
 from raycluster.features import Extent, Features, extent
 from raycluster.seeding import generator
 from raycluster.types import Block, UserError

@@ -8,8 +8,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering.nearest import Engine, Target, assign, prepare, squared_distances
+from raycluster.clustering.decision import squared_distances
+from raycluster.clustering.nearest import Engine, assign
 from raycluster.clustering.sums import Labelled, Sums, means, merge, spread_scale, sum_scale, total
+from raycluster.clustering.target import Target, prepare
 from raycluster.features import Extent, Features
 from raycluster.seeding import generator, seed_for
 from raycluster.types import Block, UserError

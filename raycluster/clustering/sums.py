@@ -16,7 +16,7 @@ from raycluster.types import Block
 _VALUE_BITS = 40
 _TOTAL_BITS = 62
 _LARGEST_BITS = 50
-_ROWS = 4096
+_ROWS = 512
 _CLUSTERS = 1024
 
 
@@ -74,7 +74,8 @@ def _absorb(sums: ClusterSums, rows: Labelled) -> ClusterSums:
         if rows.compiled:
             kernel.add_rows(values.astype(np.float32, copy=False), labels, rows.scale, sums.totals, sums.counts)
             continue
-        fixed = np.multiply(values, rows.scale, dtype=np.float64)
+        fixed = values.astype(np.float64)
+        fixed *= rows.scale
         whole = torch.from_numpy(np.rint(fixed, out=fixed)).to(torch.int64)
         torch.from_numpy(sums.totals).index_add_(0, torch.from_numpy(labels), whole)
         sums.counts[:] += np.bincount(labels, minlength=rows.num_clusters)

@@ -1,0 +1,84 @@
+"""Centroids made ready for a search; do it once for many blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering import kernel
+
+# A norm in float32 is off by at most (D + 8) 2^-24; one product and one sum by far less than 2^-19 of their size.
+_INFLATE = 1.001
+_ROUNDING = 2.0**-19
+_TINY = 2.0**-60  # squares of smaller values might vanish
+
+
+class Rounded(NamedTuple):
+    """Vectors v as 8-bit whole numbers. values: (n, D) int8. scales, norms, errors: (n,) with |v| <= norms and
+    |v - scales values| <= errors.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    norms: torch.Tensor
+    errors: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Centroids made ready for a search. Distances are taken about their mean, where float32 cancels least.
+
+    centroids: (K, D) float32. centre: (D,) float32. centred: (K, D) centroids - centre. offsets: (K,) -|centred|^2 / 2.
+    reach: largest norm of centred.
+    """
+
+    centroids: NDArray[np.float32]
+    centre: NDArray[np.float32]
+    centred: torch.Tensor
+    offsets: torch.Tensor
+    reach: float
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return prepare, (self.centroids,)  # the rest costs less to compute than to send
+
+    @cached_property
+    def packed(self) -> kernel.Packed | None:
+        """What the compiled kernel scans; None where there is no kernel or its error bounds do not hold."""
+        instructions = kernel.support()
+        if instructions is None:
+            return None
+        tables = self.centred.numpy(), self.offsets.numpy()
+        return kernel.pack(self.centroids, self.centre, *tables, self.reach, instructions)
+
+    @cached_property
+    def rounded(self) -> Rounded:
+        """What products of bytes read."""
+        return round_rows(self.centred)
+
+
+def prepare(centroids: NDArray[np.floating]) -> Target:
+    """Make (K, D) centroids ready."""
+    exact = np.ascontiguousarray(centroids, np.float32)
+    centre = exact.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = exact - centre
+    squares = np.square(centred, dtype=np.float64).sum(axis=1)
+    offsets = torch.from_numpy((-squares / 2).astype(np.float32))
+    return Target(exact, centre, torch.from_numpy(centred), offsets, float(np.sqrt(squares.max())))
+
+
+def round_rows(rows: torch.Tensor) -> Rounded:
+    """Round (n, D) float32 rows to 8 bits, each with a scale of its own."""
+    largest = rows.abs().amax(dim=1)
+    tiny = largest < _TINY
+    scales, inverse = torch.where(tiny, 0, largest / 127), torch.where(tiny, 0, 127 / largest)
+    whole = (rows * inverse[:, None]).round_()
+    norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE
+    misses = torch.linalg.vector_norm(torch.addcmul(rows, whole, scales[:, None], value=-1), dim=1)
+    norms = torch.where(tiny, largest * rows.shape[1], norms)
+    errors = torch.where(tiny, norms, misses * _INFLATE + norms * _ROUNDING)
+    return Rounded(whole.to(torch.int8), scales, norms, errors)
