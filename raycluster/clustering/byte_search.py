@@ -1,13 +1,15 @@
 """The search of engine="torch" on processors that multiply bytes fast (VNNI): several times a float32 product.
 
-A row x and a centroid c (both about the centroids' mean) are rounded to 8 bits, x = X + dx and c = C + dc. Then
-|x.c - X.C| <= |dx| |c| + |X| |dc| (Cauchy-Schwarz), where all four norms are known: every score x.c - |c|^2 / 2 has an
-upper end. The float32 score of the centroid whose upper end is highest bounds the best from below, and what cannot
-reach it is out. The few that remain are computed in float32, near-ties of these in float64. `kernel.c` does the same.
+A row x and a centroid c (both about the centroids' mean) are rounded to 8 bits with a scale each, x = s X + dx and
+c = S C + dC. Then |x.c - s S X.C| <= |dx| |c| + (|x| + |dx|) |dc| (Cauchy-Schwarz), where all norms are known: every
+score x.c - |c|^2 / 2 has an upper end. The float32 score of the centroid whose upper end is highest bounds the best from
+below, and what cannot reach it is out. The few that remain are computed in float32, near-ties of these in float64.
+`kernel.c` does the same.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -16,19 +18,18 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.decision import decide, product_error
 from raycluster.clustering.searches import Search, float_search
-from raycluster.clustering.target import Rounded, Target, round_rows
+from raycluster.clustering.target import ROUNDING, Rounded, Target, round_rows
 from raycluster.features import device
 
-_ROWS = 2048
-_TILE_ROWS = 256
-_TILE_SCORES = 1 << 20
-_PANEL = 1024  # centroids whose products stay in the second-level cache
+# Large enough for the calls of Python to matter little, small enough for the caches.
+_TILE_ROWS = 512
+_TILE_SCORES = 1 << 19
+_PANEL_SCORES = 1 << 18
 _GROUP = 16  # scores that are looked at one by one if the highest of them comes into question
 _VECTOR = 16
 _CANDIDATES = 32  # per row; with more, float32 products of everything cost less
 _REACH = (2.0**-40, 2.0**40)
 _LARGEST_DIM = 1 << 15
-_ROUNDING = 2.0**-19
 
 
 class _Pairs(NamedTuple):
@@ -36,6 +37,27 @@ class _Pairs(NamedTuple):
 
     rows: torch.Tensor
     columns: torch.Tensor
+
+
+class _Room(threading.local):
+    """Memory that a thread uses again for every tile: to ask the system for it anew would take a third of the time."""
+
+    def __init__(self) -> None:
+        self.whole = torch.empty(_PANEL_SCORES, dtype=torch.int32)
+        self.scaled = torch.empty(_PANEL_SCORES)
+        self.num_centroids = 0
+        self.tops = torch.empty(0, 0)
+
+    def reserve(self, num_rows: int, num_centroids: int) -> torch.Tensor:
+        """(n, K padded) that ends with -infinity."""
+        if num_rows > len(self.tops) or num_centroids != self.num_centroids:
+            lane = _GROUP * _VECTOR
+            self.tops = torch.full((num_rows, -(-num_centroids // lane) * lane), -torch.inf)
+            self.num_centroids = num_centroids
+        return self.tops[:num_rows]
+
+
+_room = _Room()
 
 
 def can_search(target: Target) -> bool:
@@ -46,41 +68,34 @@ def can_search(target: Target) -> bool:
 
 def byte_search(target: Target) -> tuple[Search, int]:
     """A search by products of bytes, and the number of rows it wants at a time."""
-    num_centroids, lane = len(target.centroids), _GROUP * _VECTOR
-    size = min(_TILE_ROWS, max(64, _TILE_SCORES // num_centroids))
-    tops = torch.full((size, -(-num_centroids // lane) * lane), -torch.inf)
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
         rows = torch.from_numpy(tile - target.centre)
-        # Rows of like length share the terms of the bound; squares of the longest (or NaN) would leave float32.
-        norms, order = torch.linalg.vector_norm(rows, dim=1).sort()
-        rows, usual = rows.index_select(0, order), int((norms < 2.0**50).sum())
-        rounded, labels, places = round_rows(rows), np.empty(len(tile), np.int64), order.numpy()
-        for start in range(0, usual, size):
-            part = slice(start, min(start + size, usual))
-            few = Rounded(*(field[part] for field in rounded))
-            _upper_ends(few, target, tops[: part.stop - start])
-            pairs = _candidates(rows[part], few, target, tops[: part.stop - start])
-            if pairs is None:
-                return float_search(target)[0](tile)
-            labels[places[part]] = _settle(tile, places[part], pairs, target)
-        if usual < len(tile):
-            labels[places[usual:]] = float_search(target)[0](tile[places[usual:]])
-        return labels
+        rounded = round_rows(rows)
+        pairs = None
+        if bool((rounded.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
+            pairs = _candidates(rows, rounded, target, _upper_ends(rounded, target))
+        return float_search(target)[0](tile) if pairs is None else _settle(tile, pairs, target)
 
-    return search, _ROWS
+    return search, min(_TILE_ROWS, max(64, _TILE_SCORES // len(target.centroids)))
 
 
-def _upper_ends(rounded: Rounded, target: Target, tops: torch.Tensor) -> None:
-    """Write the upper ends of the scores of all centroids to tops (n, K padded)."""
-    centroids = target.rounded
-    length = float((rounded.norms + rounded.errors).max())
-    ends = target.offsets + centroids.norms.square() * _ROUNDING
-    ends += float(rounded.errors.max()) * centroids.norms + length * centroids.errors
-    for start in range(0, len(ends), _PANEL):
-        part = slice(start, start + _PANEL)
-        scaled = torch._int_mm(rounded.values, centroids.values[part].T).float().mul_(centroids.scales[part])
-        torch.addcmul(ends[part], scaled, rounded.scales[:, None], out=tops[:, start : start + scaled.shape[1]])
+def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
+    """Upper ends of the scores of all centroids, (n, K padded)."""
+    centroids, num_rows, num_centroids = target.rounded, len(rounded.scales), len(target.offsets)
+    tops, panel = _room.reserve(num_rows, num_centroids), max(1, _PANEL_SCORES // num_rows)
+    # In units of a row's scale both errors are of like size for all rows, however long.
+    error, length = (float((size / rounded.scales).max()) for size in (rounded.errors, rounded.norms + rounded.errors))
+    missing = error * centroids.norms + length * centroids.errors
+    ends = target.offsets + centroids.norms.square() * ROUNDING
+    for start in range(0, num_centroids, panel):
+        part = slice(start, min(start + panel, num_centroids))
+        shape = num_rows, part.stop - start
+        whole, scaled = (flat[: shape[0] * shape[1]].view(shape) for flat in (_room.whole, _room.scaled))
+        torch._int_mm(rounded.values, centroids.values[part].T, out=whole)
+        torch.addcmul(missing[part], scaled.copy_(whole), centroids.scales[part], out=scaled)
+        torch.addcmul(ends[part], scaled, rounded.scales[:, None], out=tops[:, part])
+    return tops
 
 
 def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target, tops: torch.Tensor) -> _Pairs | None:
@@ -102,23 +117,22 @@ def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target, tops: torc
     return _Pairs(pairs.rows[close], pairs.columns[close])
 
 
-def _settle(tile: NDArray[np.float32], places: NDArray[np.int64], pairs: _Pairs, target: Target) -> NDArray[np.int64]:
-    """The one centroid of each row, by float64 distances where there are several. places: of the rows in the tile."""
+def _settle(tile: NDArray[np.float32], pairs: _Pairs, target: Target) -> NDArray[np.int64]:
+    """The one centroid of each row, by float64 distances where there are several."""
     rows, columns = pairs.rows.numpy(), pairs.columns.numpy()
-    labels = np.empty(len(places), np.int64)
+    labels = np.empty(len(tile), np.int64)
     labels[rows] = columns
     several = (np.bincount(rows) > 1)[rows]
     if several.any():
         rows, columns = rows[several], columns[several]
-        labels[np.unique(rows)] = decide(tile[places], rows, columns, target.centroids)
+        labels[np.unique(rows)] = decide(tile, rows, columns, target.centroids)
     return labels
 
 
 def _members(tops: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """The scores of some groups, (n, _GROUP)."""
-    width = tops.shape[1] // _GROUP
     first = rows * tops.shape[1] + groups
-    return tops.view(-1).take(first[:, None] + torch.arange(0, tops.shape[1], width))
+    return tops.view(-1).take(first[:, None] + torch.arange(0, tops.shape[1], tops.shape[1] // _GROUP))
 
 
 def _scores(rows: torch.Tensor, pairs: _Pairs, target: Target) -> torch.Tensor:

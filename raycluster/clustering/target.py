@@ -14,8 +14,10 @@ from raycluster.clustering import kernel
 
 # A norm in float32 is off by at most (D + 8) 2^-24; one product and one sum by far less than 2^-19 of their size.
 _INFLATE = 1.001
-_ROUNDING = 2.0**-19
-_TINY = 2.0**-60  # squares of smaller values might vanish
+ROUNDING = 2.0**-19
+# Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
+_SMALLEST = 2.0**-67
+_VANISHED = 2.0**-7
 
 
 class Rounded(NamedTuple):
@@ -57,7 +59,7 @@ class Target:
 
     @cached_property
     def rounded(self) -> Rounded:
-        """What products of bytes read."""
+        """The centred centroids as products of bytes read them."""
         return round_rows(self.centred)
 
 
@@ -73,12 +75,9 @@ def prepare(centroids: NDArray[np.floating]) -> Target:
 
 def round_rows(rows: torch.Tensor) -> Rounded:
     """Round (n, D) float32 rows to 8 bits, each with a scale of its own."""
-    largest = rows.abs().amax(dim=1)
-    tiny = largest < _TINY
-    scales, inverse = torch.where(tiny, 0, largest / 127), torch.where(tiny, 0, 127 / largest)
-    whole = (rows * inverse[:, None]).round_()
-    norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE
+    scales = (rows.abs().amax(dim=1) / 127).clamp_min_(_SMALLEST)
+    whole = (rows / scales[:, None]).round_()
+    vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)
+    norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE + vanished
     misses = torch.linalg.vector_norm(torch.addcmul(rows, whole, scales[:, None], value=-1), dim=1)
-    norms = torch.where(tiny, largest * rows.shape[1], norms)
-    errors = torch.where(tiny, norms, misses * _INFLATE + norms * _ROUNDING)
-    return Rounded(whole.to(torch.int8), scales, norms, errors)
+    return Rounded(whole.to(torch.int8), scales, norms, misses * _INFLATE + norms * ROUNDING + vanished)

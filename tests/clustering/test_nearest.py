@@ -106,7 +106,7 @@ def test_many_centroids_are_searched_in_small_tiles(monkeypatch: pytest.MonkeyPa
     values, centroids = _random(300, 90, 6)
     monkeypatch.setitem(searches._TILE_SCORES, "cpu", 1)
     monkeypatch.setattr(byte_search, "_TILE_SCORES", 1)
-    monkeypatch.setattr(byte_search, "_PANEL", 32)
+    monkeypatch.setattr(byte_search, "_PANEL_SCORES", 2000)
     monkeypatch.setattr(decision, "_PAIR_ENTRIES", 1)
     for engine in ENGINES:
         assert np.array_equal(nearest(values, centroids, engine=engine)[0], _naive(values, centroids)[0])
