@@ -62,7 +62,8 @@ class Features(Protocol):
 class LocalFeatures:
     """Features whose blocks lie in this process; as many threads as torch has share the blocks out.
 
-    Raises UserError if there are no rows, if blocks disagree about D, or if a sample id occurs twice.
+    Blocks may hold any real numbers; they become floats where they are used, so memory stays what it was. Raises
+    UserError if there are no rows, if blocks disagree about D, or if a sample id occurs twice.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
@@ -102,7 +103,7 @@ class LocalFeatures:
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Features.collect`."""
         with _threads(len(self._blocks)) as share:
-            return share(lambda block: function(block, *args), self._blocks)
+            return share(lambda block: function(_floats(block), *args), self._blocks)
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Features.rows`. Raises UserError for an unknown sample id."""
@@ -115,7 +116,7 @@ class LocalFeatures:
         result = np.empty((len(where), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
             mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
-            result[mine] = block.values[where[mine] - starts[index]]
+            result[mine] = _floats(Block(block.samples, block.values[where[mine] - starts[index]])).values
         return result
 
 
@@ -178,7 +179,16 @@ def _threads(num_tasks: int) -> Iterator[Callable[..., list[Any]]]:
 
 def _pieces(block: Block) -> Iterator[Block]:
     for start in range(0, len(block.samples), _PIECE_ROWS):
-        yield Block(block.samples[start : start + _PIECE_ROWS], block.values[start : start + _PIECE_ROWS])
+        part = slice(start, start + _PIECE_ROWS)
+        yield Block(block.samples[part], block.values[part])
+
+
+def _floats(block: Block) -> Block:
+    """What functions are given: float16 and float32 as they are, else float32, of the rows in use only."""
+    if block.values.dtype in (np.float16, np.float32):
+        return block
+    with np.errstate(over="ignore"):  # becomes infinite, and is named as such
+        return Block(block.samples, block.values.astype(np.float32))
 
 
 def _fold_some(
@@ -194,7 +204,7 @@ def _fold_some(
             piece = pieces.popleft()
         except IndexError:
             return
-        result = function(piece, *args)
+        result = function(_floats(piece), *args)
         total = totals.get()
         try:
             total[:] = [combine(total[0], result)] if total else [result]

@@ -2,8 +2,8 @@
 
 A row x and a centroid c (both about the centroids' mean) are rounded to 8 bits with a scale each, x = s X + dx and
 c = S C + dC. Then |x.c - s S X.C| <= |dx| |c| + (|x| + |dx|) |dc| (Cauchy-Schwarz), where all norms are known: every
-score x.c - |c|^2 / 2 has an upper end. The float32 score of the centroid whose upper end is highest bounds the best from
-below, and what cannot reach it is out. The few that remain are computed in float32, near-ties of these in float64.
+score x.c - |c|^2 / 2 has an upper end. The float32 score of the centroid whose upper end is highest bounds the best
+from below, and what cannot reach it is out. The few that remain are computed in float32, near-ties of these in float64.
 `kernel.c` does the same.
 """
 
@@ -22,8 +22,8 @@ from raycluster.clustering.target import ROUNDING, Rounded, Target, round_rows
 from raycluster.features import device
 
 # Large enough for the calls of Python to matter little, small enough for the caches.
-_TILE_ROWS = 512
-_TILE_SCORES = 1 << 19
+_TILE_ROWS = 1024
+_TILE_SCORES = 1 << 20
 _PANEL_SCORES = 1 << 18
 _GROUP = 16  # scores that are looked at one by one if the highest of them comes into question
 _VECTOR = 16

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class _Target(ctypes.Structure):
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("num_centroids", "dim", "levels")]
-        + [(name, ctypes.c_void_p) for name in ("exact", "centre", "centred", "offsets")]
+        + [(name, ctypes.c_void_p) for name in ("exact", "centre", "offsets")]
         + [(name, ctypes.c_void_p) for name in ("packed", "scales", "norms", "errors", "tops")]
         + [(name, ctypes.c_float) for name in ("reach", "slack")]
     )
@@ -76,13 +76,12 @@ def support() -> int | None:
 def pack(
     exact: NDArray[np.float32],
     centre: NDArray[np.float32],
-    centred: NDArray[np.float32],
     offsets: NDArray[np.float32],
     reach: float,
     instructions: int,
 ) -> Packed | None:
     """Make centroids ready (see `nearest.Target`); None if they are outside of what the error bounds cover."""
-    num_centroids, dim = centred.shape
+    num_centroids, dim = exact.shape
     if dim > _LARGEST_DIM or not _REACH[0] < reach < _REACH[1]:
         return None
     padded = -(-num_centroids // _PANEL) * _PANEL
@@ -91,8 +90,9 @@ def pack(
     kernel = library()
     assert kernel is not None
     sizes, outputs = (num_centroids, dim, _LEVELS[instructions]), [_at(array) for array in (packed, *tables)]
-    kernel.raycluster_prepare(_at(centred), _at(offsets), *sizes, *outputs)
-    arrays = (exact, centre, centred, offsets, packed, *tables)
+    if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
+        raise MemoryError("no memory left for packing centroids")
+    arrays = (exact, centre, offsets, packed, *tables)
     slack = 2.04 * (dim + 8) * 2.0**-24
     structure = _Target(*sizes, *[_at(array) for array in arrays], reach, slack)
     return Packed(structure, arrays, instructions)
@@ -148,8 +148,8 @@ def _at(array: NDArray[Any]) -> int:
 
 def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    kernel.raycluster_prepare.argtypes = [pointer, pointer, whole, whole, whole, *[pointer] * 5]
-    kernel.raycluster_prepare.restype = None
+    kernel.raycluster_prepare.argtypes = [*[pointer] * 3, whole, whole, whole, *[pointer] * 5]
+    kernel.raycluster_prepare.restype = whole
     kernel.raycluster_search.argtypes = [pointer, whole, pointer, pointer, whole, pointer]
     kernel.raycluster_search.restype = whole
     kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer, pointer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -88,14 +89,20 @@ def sum_scale(size: Extent) -> float:
     return 2.0 ** (min(_VALUE_BITS, _TOTAL_BITS - size.num_rows.bit_length()) - int(exponent))
 
 
-def means(sums: ClusterSums, scale: float, otherwise: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(K, D) means of the clusters; rows of `otherwise` where there are none."""
-    result = otherwise.copy()
-    for start in range(0, len(result), _CLUSTERS):
-        part = slice(start, start + _CLUSTERS)
-        used = sums.counts[part] > 0
-        result[part][used] = sums.totals[part][used] / sums.counts[part][used, None] / scale
+def means(
+    sums: ClusterSums, scale: float, clusters: NDArray[np.integer] | slice, otherwise: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(k, D) means of some clusters; rows of `otherwise` where they have none."""
+    counts, totals, result = sums.counts[clusters], sums.totals[clusters], otherwise.copy()
+    used = counts > 0
+    result[used] = totals[used] / counts[used, None] / scale
     return result
+
+
+def spans(num_clusters: int) -> Iterator[slice]:
+    """Clusters that are dealt with together: temporary arrays stay small, however many there are."""
+    for start in range(0, num_clusters, _CLUSTERS):
+        yield slice(start, start + _CLUSTERS)
 
 
 def sum_of_squares(features: Features, size: Extent) -> float:
@@ -123,8 +130,7 @@ def _squares(block: Block, scale: float) -> tuple[int]:
 def inertia_of(sums: ClusterSums, centroids: NDArray[np.float32], scale: float, squares: float) -> float:
     """Sum of squared distances to the centroids that made the sums: |x|^2 - 2 c.x + |c|^2, summed by cluster."""
     result = squares
-    for start in range(0, len(centroids), _CLUSTERS):
-        part = slice(start, start + _CLUSTERS)
+    for part in spans(len(centroids)):
         used = centroids[part].astype(np.float64)
         lengths = np.square(used).sum(axis=1) * sums.counts[part]
         result += float(lengths.sum() - 2 * (used * (sums.totals[part] / scale)).sum())

@@ -18,6 +18,7 @@ ROUNDING = 2.0**-19
 # Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
 _SMALLEST = 2.0**-67
 _VANISHED = 2.0**-7
+_CLUSTERS = 1024
 
 
 class Rounded(NamedTuple):
@@ -35,13 +36,12 @@ class Rounded(NamedTuple):
 class Target:
     """Centroids made ready for a search. Distances are taken about their mean, where float32 cancels least.
 
-    centroids: (K, D) float32. centre: (D,) float32. centred: (K, D) centroids - centre. offsets: (K,) -|centred|^2 / 2.
-    reach: largest norm of centred.
+    centroids: (K, D) float32. centre: (D,) float32, their mean. offsets: (K,) -|centroids - centre|^2 / 2. reach: the
+    largest norm of centroids - centre.
     """
 
     centroids: NDArray[np.float32]
     centre: NDArray[np.float32]
-    centred: torch.Tensor
     offsets: torch.Tensor
     reach: float
 
@@ -54,8 +54,12 @@ class Target:
         instructions = kernel.support()
         if instructions is None:
             return None
-        tables = self.centred.numpy(), self.offsets.numpy()
-        return kernel.pack(self.centroids, self.centre, *tables, self.reach, instructions)
+        return kernel.pack(self.centroids, self.centre, self.offsets.numpy(), self.reach, instructions)
+
+    @cached_property
+    def centred(self) -> torch.Tensor:
+        """(K, D) centroids - centre."""
+        return torch.from_numpy(self.centroids - self.centre)
 
     @cached_property
     def rounded(self) -> Rounded:
@@ -67,10 +71,11 @@ def prepare(centroids: NDArray[np.floating]) -> Target:
     """Make (K, D) centroids ready."""
     exact = np.ascontiguousarray(centroids, np.float32)
     centre = exact.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = exact - centre
-    squares = np.square(centred, dtype=np.float64).sum(axis=1)
-    offsets = torch.from_numpy((-squares / 2).astype(np.float32))
-    return Target(exact, centre, torch.from_numpy(centred), offsets, float(np.sqrt(squares.max())))
+    squares = np.empty(len(exact))
+    for start in range(0, len(exact), _CLUSTERS):
+        part = slice(start, start + _CLUSTERS)
+        squares[part] = np.square(exact[part] - centre, dtype=np.float64).sum(axis=1)
+    return Target(exact, centre, torch.from_numpy((-squares / 2).astype(np.float32)), float(np.sqrt(squares.max())))
 
 
 def round_rows(rows: torch.Tensor) -> Rounded:
