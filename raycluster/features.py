@@ -54,6 +54,10 @@ class Features(Protocol):
         """``function(block, *args)`` of every block, in shard order."""
         ...
 
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """``function(features, *job)`` of every job, in order: whole problems, side by side on several machines."""
+        ...
+
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """The (len(samples), D) float32 rows of these sample ids, in the order asked."""
         ...
@@ -76,9 +80,11 @@ class LocalFeatures:
                 f"{len(self._blocks)} blocks. Check that the data set is not empty and every block is of one layer"
             )
         self.dim = dims[0]
-        samples = np.concatenate([block.samples for block in self._blocks])
-        self._order = np.argsort(samples, kind="stable")
-        self._sorted = samples[self._order]
+        self._sorted = np.concatenate([block.samples for block in self._blocks])
+        self._order: NDArray[np.intp] | None = None
+        if (np.diff(self._sorted) < 0).any():  # mostly they are in order, and need no memory for it
+            self._order = np.argsort(self._sorted, kind="stable")
+            self._sorted = self._sorted[self._order]
         repeated = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
         if len(repeated):
             raise UserError(f"sample ids must occur once; {repeated[0]} occurs again: one shard was given twice?")
@@ -105,6 +111,10 @@ class LocalFeatures:
         with _threads(len(self._blocks)) as share:
             return share(lambda block: function(_floats(block), *args), self._blocks)
 
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """See `Features.each`."""
+        return [function(self, *job) for job in jobs]
+
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Features.rows`. Raises UserError for an unknown sample id."""
         place = np.searchsorted(self._sorted, samples).clip(max=self.num_rows - 1)
@@ -112,7 +122,7 @@ class LocalFeatures:
         if len(unknown):
             raise UserError(f"no features of sample {unknown[0]} ({len(unknown)} such samples): were they extracted?")
         starts = np.cumsum([0] + [len(block.samples) for block in self._blocks])
-        where = self._order[place]
+        where = place if self._order is None else self._order[place]
         result = np.empty((len(where), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
             mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))

@@ -161,7 +161,7 @@ def _iterate(descent: _Descent, state: State, steps: _Steps) -> State:
         state = State(iteration + 1, state.centroids, state.velocity, sums.counts, inertia, repaired)
         seconds = time.perf_counter() - began
         if steps.report:
-            changed = sums.changed / num_rows
+            changed = sums.changed / sums.compared if sums.compared else 1.0
             kept = state._replace(centroids=state.centroids.copy(), velocity=state.velocity.copy())
             steps.report(Progress(iteration + 1, inertia[-1], changed, seconds, num_rows / seconds, kept))
         if not moved and not pairs:
@@ -201,17 +201,17 @@ def _sums(descent: _Descent, centroids: NDArray[np.float32], scale: float) -> Cl
 
 
 def _step(block: Block, target: Target, scale: float, engine: Engine, name: str) -> Sums:
-    labels, changed = _label(block, target, engine, name)
+    labels, changed, compared = _label(block, target, engine, name)
     compiled = choose(engine) == "int8"
-    return Labelled(block.values, labels, len(target.centroids), scale, changed, compiled)
+    return Labelled(block.values, labels, len(target.centroids), scale, changed, compared, compiled)
 
 
-def _label(block: Block, target: Target, engine: Engine, name: str) -> tuple[NDArray[np.int64], int]:
-    """Labels of a block, and how many are not those of the step before."""
+def _label(block: Block, target: Target, engine: Engine, name: str) -> tuple[NDArray[np.int64], int, int]:
+    """Labels of a block; how many are not those of the step before, and of how many that is known."""
     before = hints.recall(name, block.samples)
     labels = assign(block.values, target, engine, before)
     hints.keep(name, block.samples, labels)
-    return labels, len(labels) if before is None else int(np.count_nonzero(labels != before))
+    return (labels, 0, 0) if before is None else (labels, int(np.count_nonzero(labels != before)), len(labels))
 
 
 def _finish(descent: _Descent, state: State) -> KMeans:
@@ -251,7 +251,7 @@ def _move(
 
 
 def _assignments(block: Block, target: Target, scale: float, engine: Engine, name: str) -> _Found:
-    labels, _ = _label(block, target, engine, name)
+    labels, _, _ = _label(block, target, engine, name)
     apart = spread(block.values, labels, scale, target.centroids, choose(engine) == "int8")
     return [(block.samples, labels.astype(np.int32))], apart
 

@@ -110,7 +110,7 @@ def _sum_labels(block: Block, table: NDArray[np.integer], num_clusters: int, sca
     labels = np.full(len(block.samples), -1, np.int64)
     labels[known] = table[block.samples[known]]
     chosen = labels >= 0
-    return Labelled(block.values[chosen], labels[chosen], num_clusters, scale, 0, compiled=False)
+    return Labelled(block.values[chosen], labels[chosen], num_clusters, scale, 0, 0, compiled=False)
 
 
 # ------------------------------------------------------------------------------------------------- scalable k-means++

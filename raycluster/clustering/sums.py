@@ -22,11 +22,14 @@ _CLUSTERS = 1024
 
 
 class ClusterSums(NamedTuple):
-    """counts: (K,) int64 rows. totals: (K, D) int64 sums of round(x * scale). changed: rows not labelled as before."""
+    """counts: (K,) int64 rows. totals: (K, D) int64 sums of round(x * scale). changed: rows not labelled as before, of
+    the compared ones, whose labels before are known where they were summed.
+    """
 
     counts: NDArray[np.int64]
     totals: NDArray[np.int64]
     changed: int
+    compared: int
 
 
 class Labelled(NamedTuple):
@@ -37,6 +40,7 @@ class Labelled(NamedTuple):
     num_clusters: int
     scale: float
     changed: int
+    compared: int
     compiled: bool
 
 
@@ -52,7 +56,7 @@ def merge(left: Sums, right: Sums) -> Sums:
         return _absorb(sums, right)
     np.add(sums.counts, right.counts, out=sums.counts)
     np.add(sums.totals, right.totals, out=sums.totals)
-    return sums._replace(changed=sums.changed + right.changed)
+    return sums._replace(changed=sums.changed + right.changed, compared=sums.compared + right.compared)
 
 
 def total(sums: Sums) -> ClusterSums:
@@ -63,7 +67,7 @@ def total(sums: Sums) -> ClusterSums:
 def _writeable(sums: Sums) -> ClusterSums:
     if isinstance(sums, Labelled):
         shape = sums.num_clusters, sums.values.shape[1]
-        return _absorb(ClusterSums(np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), 0), sums)
+        return _absorb(ClusterSums(np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), 0, 0), sums)
     if sums.totals.flags.writeable and sums.counts.flags.writeable:
         return sums
     return sums._replace(counts=sums.counts.copy(), totals=sums.totals.copy())
@@ -80,7 +84,7 @@ def _absorb(sums: ClusterSums, rows: Labelled) -> ClusterSums:
         whole = torch.from_numpy(np.rint(fixed, out=fixed)).to(torch.int64)
         torch.from_numpy(sums.totals).index_add_(0, torch.from_numpy(labels), whole)
         sums.counts[:] += np.bincount(labels, minlength=rows.num_clusters)
-    return sums._replace(changed=sums.changed + rows.changed)
+    return sums._replace(changed=sums.changed + rows.changed, compared=sums.compared + rows.compared)
 
 
 def sum_scale(size: Extent) -> float:

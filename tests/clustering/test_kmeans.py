@@ -243,11 +243,11 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
         for cluster in clusters:
             counts[cluster], totals[cluster] = 1, (80 * cluster, 8 * cluster)
         counts.flags.writeable = totals.flags.writeable = False
-        return ClusterSums(counts, totals, 1)
+        return ClusterSums(counts, totals, 1, 2)
 
     def rows(*clusters: int) -> Labelled:
         values = np.array([[10 * cluster, cluster] for cluster in clusters], np.float32)
-        return Labelled(values, np.array(clusters), 6, 8.0, 1, compiled=len(clusters) % 2 == 0)
+        return Labelled(values, np.array(clusters), 6, 8.0, 1, 2, compiled=len(clusters) % 2 == 0)
 
     for parts in (
         (sums(0, 2), rows(2, 5), rows(1), sums(0, 1, 2, 5)),
@@ -257,6 +257,6 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
             found: ClusterSums | Labelled = order[0]
             for part in order[1:]:
                 found = merge(found, part)
-            assert isinstance(found, ClusterSums) and found.changed == 4
+            assert isinstance(found, ClusterSums) and found.changed == 4 and found.compared == 8
             assert found.counts.tolist() == [2, 2, 3, 0, 0, 2]
             assert found.totals[:, 1].tolist() == [0, 16, 48, 0, 0, 80]
