@@ -2,10 +2,10 @@
 
     python jobs/benchmark.py ingest [small=URI] [photos=URI] [processes=2]
     python jobs/benchmark.py modes [steps=20]
-    python jobs/benchmark.py embeddings pictures=CIFAR out=FOLDER
-    python jobs/benchmark.py kmeans [before=FOLDER/before.npy] [after=FOLDER/after.npy] [clusters=1000] [engines=int8]
     python jobs/benchmark.py embeddings pictures=URI out=DIR
     python jobs/benchmark.py kmeans [before=DIR/before.npy after=DIR/after.npy] [clusters=1000,10000] [rows=50000]
+    python jobs/benchmark.py kmeans_memory [before=DIR/before.npy]
+    python jobs/benchmark.py kmeans_pool [before=DIR/before.npy]
 
 Each benchmark is a module of `jobs/benchmarks/`.
 """

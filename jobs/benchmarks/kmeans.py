@@ -22,7 +22,7 @@ from raycluster.clustering.nearest import nearest
 from raycluster.embeddings import as_features
 
 _FAISS_STEPS = 20
-_CROSSING = 3  # steps that the last, plain one may be ahead of those with momentum
+_CROSSING = 6  # steps that the last, plain one may be ahead of those with momentum
 
 
 class Result(NamedTuple):

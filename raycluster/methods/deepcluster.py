@@ -65,6 +65,7 @@ class Method:
             "inertia": result.inertia[-1] / len(result.samples),
             "num_repaired": float(result.num_repaired),
             "iterations": float(len(result.inertia)),
+            "compiled_engine": float(result.engine == "int8"),
         }
         return Assignments(labels, self.heads(), figures, {"centroids": result.centroids})
 

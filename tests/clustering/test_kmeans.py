@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.nearest import Engine, nearest
 from raycluster.clustering.result import KMeans
-from raycluster.clustering.sums import ClusterSums, Labelled, merge
-from raycluster.features import LocalFeatures
+from raycluster.clustering.sums import ClusterSums, Labelled, merge, sum_scale
+from raycluster.features import Extent, LocalFeatures
 from raycluster.types import Block, UserError
 
 LINE = np.array([[0], [1], [2], [9], [10], [11], [20]], np.float32)
@@ -199,6 +199,19 @@ def test_previous_labels_may_be_missing_or_few() -> None:
     assert lone.sizes.min() >= 1
     with pytest.raises(UserError, match="none of the samples"):
         kmeans(_features(LINE), 3, init=np.full(7, -1))
+
+
+def test_ids_and_sums_of_more_rows_than_32_bits_count() -> None:
+    values = _mixture(300)
+    far = LocalFeatures([Block(np.arange(300) + 2**40, values)])
+    found = kmeans(far, 7, init=values[:7])
+    assert found.samples[0] == 2**40 and np.array_equal(
+        found.labels, kmeans(_features(values), 7, init=values[:7]).labels
+    )
+    for num_rows in (1, 2**31, 2**33):
+        high = np.array([3.0], np.float32)
+        scale = sum_scale(Extent(num_rows, -high, high))
+        assert num_rows * round(3.0 * scale) < 2**63 and scale >= 2.0**20
 
 
 def test_mistakes_are_named() -> None:
