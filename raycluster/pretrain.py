@@ -84,7 +84,7 @@ def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
             if state.assigned != state.round:
                 yield from reassign(run, state)
             yield from train(run, state)
-            yield close_round(run, state)
+            yield close_round(run, state, judge(run, state))
         yield from finish(run, state)
 
 
@@ -266,7 +266,19 @@ def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
 # --------------------------------------------------------------------------------------------------------------- rounds
 
 
-def close_round(run: Run, state: State) -> Round:
+def judge(run: Run, state: State) -> dict[str, float]:
+    """How good the network is after the round, where `evaluation.every_rounds` wants to know; training ignores it."""
+    every, done, began = run.config.evaluation.every_rounds, state.round + 1, time.monotonic()
+    if not every or (done % every and done < len(run.rounds)):
+        return {}
+    assert state.assignments is not None
+    tested = Evaluation(run.config.evaluation, run.config.views.cluster, run.config.run.dir, run.workers)
+    clusters = state.assignments.labels[0]
+    figures = tested.after_round(state.network.backbone, run.pictures, clusters, f"after round {done}")
+    return {**figures, "seconds_evaluating": time.monotonic() - began}
+
+
+def close_round(run: Run, state: State, judgement: dict[str, float]) -> Round:
     """Write down what the round did, and make the next one the one to begin."""
     found = state.assignments
     assert found is not None
@@ -283,6 +295,7 @@ def close_round(run: Run, state: State) -> Round:
         "images_per_second": images / max(tally["seconds_training"], 1e-9),
         **{key: tally[key] for key in ("seconds_extracting", "seconds_assigning", "seconds_training")},
         **found.figures,
+        **judgement,
         "num_skipped": len(state.skipped),
         "assignments": sha256(found.labels.tobytes()).hexdigest()[:16],
     }

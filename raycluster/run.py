@@ -118,11 +118,15 @@ def begin(config: Config) -> None:
     """
     run_dir = config.run.dir
     check_directory(run_dir, config, config.run.resume)
-    _check_layers(config)
+    check_layers(config)
     manifest_uri = storage.join(run_dir, "manifest.parquet")
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
-    here = LocalWorkers()
-    pictures = open_pictures(config.data, manifest_uri, here, config.seed)
+    check_pictures(config, open_pictures(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
+    write_config(run_dir, config)
+
+
+def check_pictures(config: Config, pictures: Pictures, directory: str) -> None:
+    """UserError unless the images suffice for the clusters and the evaluation. directory: of cached manifests."""
     num_samples = pictures.manifest.num_samples
     for num_clusters in config.method.heads():
         if num_clusters > num_samples:
@@ -131,11 +135,11 @@ def begin(config: Config) -> None:
                 "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
             )
     if pictures.manifest.labels is not None or config.evaluation.test_uri is not None:
-        Evaluation(config.evaluation, config.views.cluster, run_dir, here).check(pictures)
-    write_config(run_dir, config)
+        Evaluation(config.evaluation, config.views.cluster, directory, LocalWorkers()).check(pictures)
 
 
-def _check_layers(config: Config) -> None:
+def check_layers(config: Config) -> None:
+    """UserError unless the network has the layers that are named."""
     layers = config.model.build(0).layers
     for path, layer in (("method.layer", config.method.layer), ("evaluation.layer", config.evaluation.layer)):
         if layer is not None and layer not in layers:

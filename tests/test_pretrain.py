@@ -57,6 +57,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Config:
     return config
 
 
+def test_judging_every_round_adds_figures_and_changes_nothing(finished: Config, tiny: Tiny, tmp_path: Path) -> None:
+    judged = tiny(tmp_path / "1", "evaluation.every_rounds=1")
+    first, last = run(judged)
+    assert_same(judged, finished)
+    report = json.loads((tmp_path / "1" / "report.json").read_text())
+    accuracies = report["accuracies"]["pre-trained"]
+    assert accuracies == {name: last[name] for name in accuracies} != {name: first[name] for name in accuracies}
+    assert -1 <= first["intra_cluster_edges"] <= 1 <= first["effective_rank"] <= 16
+
+    unlabelled = tiny(tmp_path / "2", "evaluation.every_rounds=2", "data.labels=none")
+    first, last = run(unlabelled)
+    assert "effective_rank" in last and not {"effective_rank", "knn_accuracy"} & first.keys()
+    assert "knn_accuracy" not in last
+
+
 def test_directory_tells_what_happened(finished: Config) -> None:
     folder = Path(finished.run.dir)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
