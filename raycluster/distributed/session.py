@@ -52,10 +52,11 @@ def stop_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def ray_session(*, train_slots: int = 0, num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(*, train_slots: int = 0, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """A Ray cluster: the running one if this process already has one or RAY_ADDRESS names one, else one of its own.
 
     train_slots, num_cpus: what a cluster of its own has of training workers and processors; None for all processors.
+    dashboard: whether it has one.
     """
     if ray.is_initialized():
         yield
@@ -63,7 +64,7 @@ def ray_session(*, train_slots: int = 0, num_cpus: int | None = None) -> Iterato
     # Ray's own logs stay in Ray's log files: what concerns the user reaches the job as events and errors.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        own = {} if os.environ.get("RAY_ADDRESS") else _own(folder, train_slots, num_cpus)
+        own = {} if os.environ.get("RAY_ADDRESS") else _own(folder, train_slots, num_cpus, dashboard)
         ray.init(**quiet, **own)
         try:
             yield
@@ -71,7 +72,7 @@ def ray_session(*, train_slots: int = 0, num_cpus: int | None = None) -> Iterato
             ray.shutdown()
 
 
-def _own(folder: str, train_slots: int, num_cpus: int | None) -> dict[str, Any]:
+def _own(folder: str, train_slots: int, num_cpus: int | None, dashboard: bool) -> dict[str, Any]:
     print("starting Ray on this machine", file=sys.stderr, flush=True)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # On a machine of one's own nothing else waits for the processors; at Ray's default niceness decoding would starve.
@@ -80,6 +81,6 @@ def _own(folder: str, train_slots: int, num_cpus: int | None) -> dict[str, Any]:
         "address": "local",
         "num_cpus": num_cpus,
         "resources": {TRAIN_SLOT: max(1, train_slots)},
-        "include_dashboard": False,
+        "include_dashboard": dashboard,
         "_temp_dir": folder,
     }

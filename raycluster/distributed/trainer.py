@@ -25,14 +25,14 @@ from raycluster.training.process import prepare_process
 from raycluster.types import Stopped, UserError
 
 
-def fit(config: Config) -> str:
-    """Pre-train as `config` says, from the beginning or from where its run directory stands.
+def fit(config: Config, watcher: Watcher | None = None) -> str:
+    """Pre-train as `config` says, from the beginning or from where its run directory stands; `watcher` sees it.
 
     Returns what to print at the end. Raises UserError for users' mistakes and Stopped when it was asked to stop.
     """
     begin(config)
     config = replace(config, run=replace(config.run, resume="auto"))  # whoever starts again goes on
-    watcher = Watcher(config)
+    watcher = watcher or Watcher(config)
     with ExitStack() as stack:
         stack.callback(watcher.close)
         stack.enter_context(ray_session(train_slots=config.run.workers_wanted()[1]))
