@@ -2,10 +2,16 @@
 
     python jobs/benchmark.py ingest [small=URI] [photos=URI] [processes=2]
     python jobs/benchmark.py modes [steps=20]
-    python jobs/benchmark.py embeddings pictures=CIFAR out=FOLDER
-    python jobs/benchmark.py kmeans [before=FOLDER/before.npy] [after=FOLDER/after.npy] [clusters=1000] [engines=int8]
     python jobs/benchmark.py embeddings pictures=URI out=DIR
     python jobs/benchmark.py kmeans [before=DIR/before.npy after=DIR/after.npy] [clusters=1000,10000] [rows=50000]
+    python jobs/benchmark.py kmeans_memory [before=DIR/before.npy]
+    python jobs/benchmark.py kmeans_pool [before=DIR/before.npy]
+    python jobs/benchmark.py guarantees [pictures=URI] [checkpoint_seconds=5]
+    python jobs/benchmark.py scale [model=alexnet] [size=224] [global_batch=4096] [gigabits=10]
+    python jobs/benchmark.py sinkhorn [features=DIR/before.npy] [sizes=100000x3000,50000x1000] [budget_seconds=300]
+    python jobs/benchmark.py heads pictures=CIFAR [heads=1,4] [images=10000] [epochs=6] [seeds=3]
+    python jobs/benchmark.py harvest pictures=CIFAR [images=10000] [epochs=6]
+    python jobs/benchmark.py imbalance pictures=CIFAR [images=10000] [epochs=6]
 
 Each benchmark is a module of `jobs/benchmarks/`.
 """

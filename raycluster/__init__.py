@@ -18,10 +18,11 @@ _PUBLIC = {
     "knn": "raycluster.cluster",
     "load_backbone": "raycluster.models.export",
     "load_kmeans": "raycluster.clustering.result",
+    "sinkhorn": "raycluster.cluster",
     "whiten": "raycluster.cluster",
 }
 
-__all__ = ["fit", "kmeans", "kmeans_tree", "knn", "load_backbone", "load_kmeans", "whiten"]
+__all__ = ["fit", "kmeans", "kmeans_tree", "knn", "load_backbone", "load_kmeans", "sinkhorn", "whiten"]
 
 
 def __getattr__(name: str) -> Any:

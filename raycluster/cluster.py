@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from raycluster.clustering import kmeans as lloyd
 from raycluster.clustering import neighbours, whitening
+from raycluster.clustering import sinkhorn as balanced
 from raycluster.clustering.kmeans import Progress, State
 from raycluster.clustering.nearest import Engine
 from raycluster.clustering.result import KMeans
+from raycluster.clustering.sinkhorn import Rounding, Sinkhorn
 from raycluster.clustering.start import Init
 from raycluster.clustering.tree import Tree, grow
 from raycluster.embeddings import as_features
@@ -61,6 +63,39 @@ def kmeans(
             engine=engine,
             plain=plain,
             report=report,
+        )
+
+
+def sinkhorn(
+    log_probs: Any,
+    *,
+    sharpness: float = 25.0,
+    prior: NDArray[np.floating] | None = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 2000,
+    start: NDArray[np.floating] | None = None,
+    rounding: Rounding = "argmax",
+    column: str | None = None,
+) -> Sinkhorn:
+    """Balanced labels: of N rows of K log-probabilities, clusters with the shares `prior` at the least cost.
+
+    log_probs: (N, K) in any of the forms of x in `kmeans`; logits give the same plan. sharpness: the lambda of
+    Asano et al. (ICLR 2020), the inverse of the entropy's weight. prior: (K,) shares, None for equal ones. tolerance:
+    of the largest relative deviation of a cluster's share of the plan. start: `scalings[0]` of an earlier result.
+    rounding: `argmax` of the plan, or `exact` sizes, those of N * prior rounded by largest remainders.
+
+    Gives labels (1, N), sizes, scalings, marginal_errors, iterations, converged, costs and rounding_costs, each for the
+    one head there is. Raises UserError if rows are NaN or infinite (they are named) or an argument does not fit.
+    """
+    with _opened(log_probs, column) as features:
+        return balanced.sinkhorn(
+            features,
+            sharpness=sharpness,
+            priors=[prior],
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            start=None if start is None else [start],
+            rounding=rounding,
         )
 
 

@@ -18,7 +18,7 @@ from raycluster.mistakes import Mistake, booleans_for_numbers, invalid, plain, s
 from raycluster.naming import named
 from raycluster.types import UserError
 
-__all__ = ["dump", "load", "named", "parse", "settings"]
+__all__ = ["dump", "from_tree", "load", "named", "parse", "settings"]
 
 T = TypeVar("T")
 
@@ -59,7 +59,12 @@ def parse(cls: type[T], text: str, overrides: Sequence[str] = (), *, source: str
         raise UserError(f"{source}: seen {shown(tree)}; wanted a mapping of sections such as `seed: 0`")
     for override in overrides:
         mistakes += _override(tree, override)
-    mistakes += list(booleans_for_numbers(cls, tree))
+    return from_tree(cls, tree, source=source, mistakes=mistakes)
+
+
+def from_tree(cls: type[T], tree: dict[str, Any], *, source: str, mistakes: Sequence[Mistake] = ()) -> T:
+    """The settings in dicts, lists and scalars, see ``load``. mistakes: to tell together with those found here."""
+    mistakes = [*mistakes, *booleans_for_numbers(cls, tree)]
     try:
         config = TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from raycluster import storage
 from raycluster.features import Features, LocalFeatures
 from raycluster.types import Block, UserError
 
-_BLOCK_ROWS = 1 << 14
+_BLOCK_ROWS = 1 << 12
 _FILES = (".npy", ".parquet")
 
 
@@ -26,7 +26,7 @@ def as_features(x: Any, *, column: str | None = None) -> Features:
 
     x: (N, D) numpy array or torch tensor of any real type; a .npy or .parquet file, or a folder of them (in the order
     of their names); or Features, returned as they are. column: of Parquet files, the one that holds lists of numbers;
-    None if there is only one. float16 and float32 are taken as they are, others become float32 block by block.
+    None if there is only one. Nothing is copied: what is not float16 or float32 becomes float32 as it is used.
     Raises UserError for another shape or type, complex or text, and files that hold no embeddings.
     """
     if hasattr(x, "fold"):
@@ -39,7 +39,7 @@ def as_features(x: Any, *, column: str | None = None) -> Features:
     blocks, first = [], 0
     for part in parts:
         for start in range(0, len(part), _BLOCK_ROWS):
-            values = _floats(part[start : start + _BLOCK_ROWS])
+            values = part[start : start + _BLOCK_ROWS]
             blocks.append(Block(np.arange(first, first + len(values)), values))
             first += len(values)
     return LocalFeatures(blocks)
@@ -115,10 +115,3 @@ def _matrix(values: NDArray[Any], name: str) -> NDArray[Any]:
             + (": one number per row is x.reshape(-1, 1)" if values.ndim == 1 else "")
         )
     return values
-
-
-def _floats(values: NDArray[Any]) -> NDArray[np.floating]:
-    if values.dtype in (np.float16, np.float32):
-        return np.asarray(values)
-    with np.errstate(over="ignore"):  # becomes infinite, and is named as such
-        return values.astype(np.float32)

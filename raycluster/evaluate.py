@@ -16,6 +16,7 @@ from pydantic import Field
 from raycluster import storage
 from raycluster.config import named, settings
 from raycluster.data.transforms import View
+from raycluster.evaluation import label_free
 from raycluster.extraction import Descriptor, Pictures, Skipped, extract
 from raycluster.models.backbone import Backbone
 from raycluster.naming import did_you_mean
@@ -34,6 +35,8 @@ class EvaluationSettings:
     layer: whose global average pooled output is evaluated, null for the last. max_samples: at most so many images to
     learn from and to test on. test_fraction: share of them to test on. test_uri: labelled images to test on instead (at
     most as many again), read like `data.uri`. probes: modules of `raycluster/evaluation/` that take features.
+    every_rounds: also judge the network after every so many rounds, and after the last, in metrics.jsonl: by scores
+    that need no labels, and by the probes where there are labels; 0 for never.
     """
 
     layer: str | None = None
@@ -41,6 +44,7 @@ class EvaluationSettings:
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_uri: str | None = None
     probes: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "linear_probe")
+    every_rounds: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         known = probes()
@@ -66,9 +70,27 @@ class Evaluation:
             figures[name] = self.workers.once(accuracies, train, test, self.settings.probes)
         return figures
 
+    def after_round(
+        self, backbone: Backbone, pictures: Pictures, clusters: NDArray[np.int32], name: str
+    ) -> dict[str, float]:
+        """How good a network is while it trains: scores that need no labels, and accuracies where there are labels.
+
+        clusters: (N,) what it was trained on, -1 for no cluster. name: what its features are kept under meanwhile.
+        """
+        samples, x = self.features(backbone, pictures, name)
+        figures = self.workers.once(label_free.evaluate, x, clusters[samples])
+        if pictures.manifest.labels is not None:
+            train, test = self._with_tests(self._labelled(samples, x, pictures), backbone, pictures, name)
+            figures |= self.workers.once(accuracies, train, test, self.settings.probes)
+        return figures
+
     def train_and_test(self, backbone: Backbone, pictures: Pictures, name: str) -> tuple[Labelled, Labelled]:
         """Features and labels to learn from and to test on. name: what the features are kept under meanwhile."""
-        train = self.represent(backbone, pictures, name)
+        return self._with_tests(self.represent(backbone, pictures, name), backbone, pictures, name)
+
+    def _with_tests(
+        self, train: Labelled, backbone: Backbone, pictures: Pictures, name: str
+    ) -> tuple[Labelled, Labelled]:
         tests = self.test_pictures(pictures)
         if tests is None:
             return split(train, self.settings.test_fraction, pictures.seed)
@@ -105,21 +127,31 @@ class Evaluation:
         return pictures.manifest.labels[: self.settings.max_samples]
 
     def represent(self, backbone: Backbone, pictures: Pictures, name: str) -> Labelled:
-        """Pooled features (n, D) and true labels (n,) of the first shards that hold `max_samples` images."""
-        labels = self.labels(pictures)
-        shards = [shard for shard, (start, _) in enumerate(pictures.manifest.shards) if start < len(labels)]
+        """Pooled features (n, D) and true labels (n,) of those of the first `max_samples` images that have labels."""
+        self.labels(pictures)
+        return self._labelled(*self.features(backbone, pictures, name), pictures)
+
+    def features(
+        self, backbone: Backbone, pictures: Pictures, name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Sample ids (n,) and pooled features (n, D) of the first `max_samples` images, broken ones left out."""
+        count = min(pictures.manifest.num_samples, self.settings.max_samples)
+        shards = [shard for shard, (start, _) in enumerate(pictures.manifest.shards) if start < count]
         events = extract(
             backbone,
             pictures,
             self.workers,
-            view=self.view,
-            descriptor=Descriptor(self.settings.layer, "pooled"),
+            descriptor=Descriptor(self.view, self.settings.layer, "pooled"),
             version=name,
             shards=shards,
         )
         broken = [event.sample for event in events if isinstance(event, Skipped)]
-        samples = np.flatnonzero((labels >= 0) & ~np.isin(np.arange(len(labels)), broken))
-        return self.workers.once(_rows, self.workers, name, samples), labels[samples]
+        samples = np.setdiff1d(np.arange(count), broken)
+        return samples, self.workers.once(_rows, self.workers, name, samples)
+
+    def _labelled(self, samples: NDArray[np.int64], x: NDArray[np.float32], pictures: Pictures) -> Labelled:
+        labels = self.labels(pictures)[samples]
+        return x[labels >= 0], labels[labels >= 0]
 
 
 def probes() -> list[str]:

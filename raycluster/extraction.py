@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,20 +17,12 @@ from raycluster.data.load import load_chunk
 from raycluster.data.manifest import DataSettings, Manifest
 from raycluster.data.plan import shard_chunks
 from raycluster.data.transforms import View
+from raycluster.events import Lost, Progress
 from raycluster.models.backbone import Backbone, pool
-from raycluster.types import Block, ImageBlock, Loader, Stopped
+from raycluster.types import Block, ChunkFailed, ImageBlock, Loader, Stopped, UserError
 from raycluster.workers import Workers
 
 BATCH = 256  # rows of one forward pass; part of the result, since kernels may round differently at other sizes
-
-
-class Progress(NamedTuple):
-    """How far a phase is: `done` of `total` images, and what the phase has to say."""
-
-    phase: str
-    done: int
-    total: int
-    note: str = ""
 
 
 class Skipped(NamedTuple):
@@ -54,21 +47,32 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Which output of the backbone describes an image: a layer before its ReLU, `flat` or `pooled` (global average)."""
+    """Which output of the backbone describes an image.
 
+    view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average)
+    or `activations` (flat, after the ReLU). visits: of each image, which are averaged. epoch: names random views.
+    """
+
+    view: View
     layer: str | None = None
     kind: str = "flat"
+    visits: int = 1
+    epoch: int = 0
 
     @torch.no_grad()
     def describe(self, backbone: Backbone, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float16]:
-        """(n, h, w, 3) pixels -> (n, D) float16 features."""
+        """(n * visits, h, w, 3) pixels -> (n, D) float16 features."""
         batches = [
             torch.from_numpy(images[start : start + BATCH]).to(device).permute(0, 3, 1, 2)
             for start in range(0, max(len(images), 1), BATCH)
         ]
         maps = [backbone(batch, self.layer) for batch in batches]
-        rows = [pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps]
-        return torch.cat(rows).to("cpu", torch.float16).numpy()
+        rows = torch.cat([pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps])
+        if self.kind == "activations":
+            rows = rows.relu()
+        if self.visits > 1:
+            rows = rows.float().unflatten(0, (-1, self.visits)).mean(1)
+        return rows.to("cpu", torch.float16).numpy()
 
 
 def extract(
@@ -76,41 +80,65 @@ def extract(
     pictures: Pictures,
     workers: Workers,
     *,
-    view: View,
     descriptor: Descriptor,
     version: str,
     shards: Sequence[int],
-) -> Iterator[Progress | Skipped]:
+    again: bool = False,
+) -> Iterator[Progress | Skipped | Lost]:
     """Put the features of `shards` under `version`, sharing the work; what a lost machine takes with it is done again.
 
-    Yields progress and, at the end, the skipped images of all workers. Collective: every worker must exhaust it.
-    Raises Stopped on all workers soon after one was asked to stop.
+    again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
+    workers. Collective: every worker must exhaust it. Raises Stopped on all workers soon after one was asked to stop,
+    UserError if a shard fails twice.
     """
     skipped: list[Skipped] = []
+    failed: list[ChunkFailed] = []
     was_training = backbone.training
     backbone.eval()
-    whole = shard_chunks(pictures.manifest.shards)
+    whole = shard_chunks(pictures.manifest.shards, descriptor.epoch, descriptor.visits)
     while missing := workers.missing(version, shards):
+        if again:
+            yield Lost(f"{_some(missing)} of features went away or failed, and are extracted again", len(missing))
+        again = True
         chunks = [whole[shard] for shard in workers.share(missing)]
         done, total = 0, sum(len(chunk.samples) for chunk in chunks)
-        for shard, group in groupby(workers.stream(chunks, pictures.loader(view)), key=lambda block: block.lane):
-            samples, images, errors = _whole_shard(list(group))
-            good = errors == ""
-            skipped += [
-                Skipped(int(sample), str(error)) for sample, error in zip(samples[~good], errors[~good], strict=True)
-            ]
-            workers.put(
-                version, shard, Block(samples[good], descriptor.describe(backbone, images[good], workers.device))
-            )
-            done += len(samples)
-            yield Progress("extracting", done, total)
-            if workers.stopping():
-                break
+        stream = workers.stream(chunks, pictures.loader(descriptor.view))
+        try:
+            for shard, group in groupby(stream, key=lambda block: block.lane):
+                samples, images, errors = _whole_shard(list(group))
+                good = errors == ""
+                skipped += map(Skipped, samples[~good].tolist(), errors[~good].tolist())
+                features = descriptor.describe(backbone, images[good], workers.device)
+                workers.put(version, shard, Block(samples[good][:: descriptor.visits], features))
+                done += len(samples)
+                yield Progress("extracting", done, total)
+                if workers.stopping():
+                    break
+        except ChunkFailed as error:
+            failed.append(error)
         if any(workers.gather([workers.stopping()])):
             raise Stopped("stopped while extracting features; the same command goes on from the last checkpoint")
-        skipped = workers.gather(skipped)
+        skipped, failed = workers.gather(skipped), workers.gather(failed)
+        _check_failed(failed, pictures.manifest)
     backbone.train(was_training)
     yield from sorted(set(skipped))
+
+
+def _check_failed(failed: list[ChunkFailed], manifest: Manifest) -> None:
+    """A shard may fail once: for lack of memory, or by a machine that is ill."""
+    counts = Counter(error.lane for error in failed)
+    for error in failed:
+        if counts[error.lane] > 1:
+            start, stop = manifest.shards[error.lane]
+            raise UserError(
+                f"shard {error.lane}, the {stop - start} images from {manifest.paths[start]} to "
+                f"{manifest.paths[stop - 1]}, failed twice: {error.reason}. Mend or remove them, or give the tasks "
+                "that read them more memory"
+            )
+
+
+def _some(shards: Sequence[int]) -> str:
+    return "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
 
 
 def _whole_shard(blocks: list[ImageBlock]) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]:

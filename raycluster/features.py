@@ -54,6 +54,10 @@ class Features(Protocol):
         """``function(block, *args)`` of every block, in shard order."""
         ...
 
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """``function(features, *job)`` of every job, in order: whole problems, side by side on several machines."""
+        ...
+
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """The (len(samples), D) float32 rows of these sample ids, in the order asked."""
         ...
@@ -62,7 +66,8 @@ class Features(Protocol):
 class LocalFeatures:
     """Features whose blocks lie in this process; as many threads as torch has share the blocks out.
 
-    Raises UserError if there are no rows, if blocks disagree about D, or if a sample id occurs twice.
+    Blocks may hold any real numbers; they become floats where they are used, so memory stays what it was. Raises
+    UserError if there are no rows, if blocks disagree about D, or if a sample id occurs twice.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
@@ -75,9 +80,11 @@ class LocalFeatures:
                 f"{len(self._blocks)} blocks. Check that the data set is not empty and every block is of one layer"
             )
         self.dim = dims[0]
-        samples = np.concatenate([block.samples for block in self._blocks])
-        self._order = np.argsort(samples, kind="stable")
-        self._sorted = samples[self._order]
+        self._sorted = np.concatenate([block.samples for block in self._blocks])
+        self._order: NDArray[np.intp] | None = None
+        if (np.diff(self._sorted) < 0).any():  # mostly they are in order, and need no memory for it
+            self._order = np.argsort(self._sorted, kind="stable")
+            self._sorted = self._sorted[self._order]
         repeated = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
         if len(repeated):
             raise UserError(f"sample ids must occur once; {repeated[0]} occurs again: one shard was given twice?")
@@ -102,7 +109,11 @@ class LocalFeatures:
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Features.collect`."""
         with _threads(len(self._blocks)) as share:
-            return share(lambda block: function(block, *args), self._blocks)
+            return share(lambda block: function(_floats(block), *args), self._blocks)
+
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """See `Features.each`."""
+        return [function(self, *job) for job in jobs]
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Features.rows`. Raises UserError for an unknown sample id."""
@@ -111,11 +122,11 @@ class LocalFeatures:
         if len(unknown):
             raise UserError(f"no features of sample {unknown[0]} ({len(unknown)} such samples): were they extracted?")
         starts = np.cumsum([0] + [len(block.samples) for block in self._blocks])
-        where = self._order[place]
+        where = place if self._order is None else self._order[place]
         result = np.empty((len(where), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
             mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
-            result[mine] = block.values[where[mine] - starts[index]]
+            result[mine] = _floats(Block(block.samples, block.values[where[mine] - starts[index]])).values
         return result
 
 
@@ -178,7 +189,16 @@ def _threads(num_tasks: int) -> Iterator[Callable[..., list[Any]]]:
 
 def _pieces(block: Block) -> Iterator[Block]:
     for start in range(0, len(block.samples), _PIECE_ROWS):
-        yield Block(block.samples[start : start + _PIECE_ROWS], block.values[start : start + _PIECE_ROWS])
+        part = slice(start, start + _PIECE_ROWS)
+        yield Block(block.samples[part], block.values[part])
+
+
+def _floats(block: Block) -> Block:
+    """What functions are given: float16 and float32 as they are, else float32, of the rows in use only."""
+    if block.values.dtype in (np.float16, np.float32):
+        return block
+    with np.errstate(over="ignore"):  # becomes infinite, and is named as such
+        return Block(block.samples, block.values.astype(np.float32))
 
 
 def _fold_some(
@@ -194,7 +214,7 @@ def _fold_some(
             piece = pieces.popleft()
         except IndexError:
             return
-        result = function(piece, *args)
+        result = function(_floats(piece), *args)
         total = totals.get()
         try:
             total[:] = [combine(total[0], result)] if total else [result]

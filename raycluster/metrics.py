@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,6 +37,10 @@ def changed_share(labels: ArrayLike, previous: ArrayLike) -> float:
     return float((new[both] != old[both]).mean()) if both.any() else 0.0
 
 
-def loss_over_chance(loss: float, num_clusters: int) -> float:
-    """loss / ln K, loss in nats: about 1 when the head knows nothing, near 0 when labels are trivial (K = 1: 0)."""
-    return loss / math.log(num_clusters) if num_clusters > 1 else 0.0
+def loss_over_chance(loss: float, *num_clusters: int, further: Sequence[int] = ()) -> float:
+    """loss / ln K (its mean over several heads): about 1 when heads know nothing, near 0 when labels are trivial.
+
+    loss: in nats, the mean over the heads, plus those of `further` tasks with so many classes each. K = 1 gives 0.
+    """
+    chance = sum(map(math.log, num_clusters)) / len(num_clusters) + sum(map(math.log, further))
+    return loss / chance if chance else 0.0

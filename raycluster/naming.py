@@ -22,7 +22,7 @@ class named:
     """Annotation of a section whose class is chosen by its key ``name``: the name is the module that offers the class.
 
     ``method: Annotated[Method, named("raycluster.methods", "Method")]`` makes ``method: {name: foo}`` an instance of
-    ``raycluster.methods.foo.Method``. A section given as an object is taken as it is.
+    ``raycluster.methods.foo.Method``; ``method: foo`` is short for it. A section given as an object is taken as it is.
     """
 
     package: str
@@ -46,6 +46,8 @@ class named:
         """The section as an instance of its class."""
         if dataclasses.is_dataclass(section) and type(section).__name__ == self.attribute:
             return section
+        if isinstance(section, str):
+            section = {"name": section}
         if not isinstance(section, dict):
             raise PydanticCustomError("section", "Input should be a section with the key `name`")
         settings_class = self.settings_class(section)

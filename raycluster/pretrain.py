@@ -7,65 +7,35 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import normalized_mutual_info_score
 
 from raycluster import metrics, storage
 from raycluster.data.plan import Rows, from_step, pieces, plan_epoch, steps
 from raycluster.evaluate import Evaluation
-from raycluster.extraction import Descriptor, Progress, Skipped, extract
+from raycluster.events import Event, Finished, Progress, Round, Saved, Started
+from raycluster.extraction import Skipped
+from raycluster.harvest import Harvest
+from raycluster.lookout import Lookout, checkpoint, gather_skipped
 from raycluster.models.export import export
-from raycluster.models.heads import Heads
-from raycluster.run import Config, Run, State, fresh_network, restore, save, start
+from raycluster.reassign import reassign
+from raycluster.run import Config, Run, State, fresh_network, restore, start
 from raycluster.rundir import read_report, write_assignments, write_lines, write_report, write_skipped
 from raycluster.seeding import generator, seed_for
+from raycluster.status import this_process
 from raycluster.training.process import reproducible
 from raycluster.training.step import Microbatch, Step
-from raycluster.types import Assignments, Chunk, Stopped, UserError
-from raycluster.workers import LostBlocks, Workers
+from raycluster.types import Assignments, Chunk
+from raycluster.workers import Workers
 
 # Images lie in shared memory, which torch may read; nothing here writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 CHUNK_BYTES = 64 * 2**20  # of pixels that a lane waits for at a time; only memory depends on it
-LOOK_EVERY_STEPS = 8  # how often workers agree on whether to save or stop
-
-
-@dataclass(frozen=True)
-class Started:
-    """The run begins or goes on: `step` steps of its round are done.
-
-    rounds: (first step, step after the last) of every round. num_workers: how many share the work now.
-    """
-
-    num_samples: int
-    rounds: list[tuple[int, int]]
-    round: int
-    step: int
-    num_workers: int
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round is over: its line of metrics.jsonl."""
-
-    record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is over: what it learned."""
-
-    report: dict[str, Any]
-
-
-Event = Started | Progress | Round | Finished
 
 
 def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
@@ -76,115 +46,54 @@ def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
     """
     with reproducible(config.training.threads, exact=config.training.mode == "exact"):
         run = start(config, workers)
-        state = restore(run)
-        if state.round < len(run.rounds):
-            num_workers = len(workers.gather([None]))
-            yield Started(run.pictures.manifest.num_samples, run.rounds, state.round, state.step, num_workers)
-        while state.round < len(run.rounds):
-            if state.assigned != state.round:
-                yield from reassign(run, state)
-            yield from train(run, state)
-            yield close_round(run, state)
-        yield from finish(run, state)
-
-
-# ---------------------------------------------------------------------------------------------------------- reassigning
-
-
-def reassign(run: Run, state: State) -> Iterator[Event]:
-    """Features of every image with the weights of now, and new labels from them."""
-    config, workers, began = run.config, run.workers, time.monotonic()
-    version = workers.once(_version, state)
-    descriptor = Descriptor(config.method.layer, config.method.descriptor)
-    shards = range(len(run.pictures.manifest.shards))
-    while True:
-        for event in extract(
-            state.network.backbone,
-            run.pictures,
-            workers,
-            view=config.views.cluster,
-            descriptor=descriptor,
-            version=version,
-            shards=shards,
-        ):
-            if isinstance(event, Skipped):
-                state.skipped = sorted({*state.skipped, event})
-            else:
-                yield event
-        _check_budget(run, state.skipped)
-        extracted = time.monotonic()
-        yield Progress("clustering", 0, 1, f"into {' + '.join(map(str, config.method.heads()))}")
         try:
-            found = workers.once(_assign, run, state, version)
-            break
-        except LostBlocks:
-            continue
-    state.tally["seconds_extracting"] += extracted - began
-    state.tally["seconds_assigning"] += time.monotonic() - extracted
-    state.assignments, state.assigned = found, state.round
-    if config.method.resets_heads:
-        heads = Heads(
-            state.network.backbone.num_features, found.num_clusters, seed_for(config.seed, "head", state.round)
-        )
-        state.network.heads = heads.to(workers.device)
-        state.optimisers.new_heads(state.network.heads)
+            yield from _go_on(run, restore(run))
+        finally:
+            run.saver.close()
 
 
-def _version(state: State) -> str:
-    """Names the weights that features come from, so that features of other weights are never mixed in."""
-    digest = sha256(str(state.round).encode())
-    for tensor in state.network.backbone.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _go_on(run: Run, state: State) -> Iterator[Event]:
+    state.harvest = _harvest(run, state)
+    if state.round < len(run.rounds):
+        processes = tuple(run.workers.gather([this_process()]))
+        num_samples, epochs = run.pictures.manifest.num_samples, run.config.training.epochs
+        yield Started(num_samples, run.rounds, state.round, state.step, epochs, processes)
+    lookout = Lookout(run, state)
+    while state.round < len(run.rounds):
+        if state.assigned != state.round:
+            yield from reassign(run, state)
+            checkpoint(run, state)
+            yield Saved(state.round, state.step)
+        yield from train(run, state, lookout)
+        yield close_round(run, state, judge(run, state))
+    yield from finish(run, state)
 
 
-def _check_budget(run: Run, skipped: list[Skipped]) -> None:
-    data, total = run.config.data, run.pictures.manifest.num_samples
-    run.workers.once(write_skipped, run.config.run.dir, run.pictures.manifest, skipped)
-    if len(skipped) > data.max_broken_fraction * total:
-        first = [f"{run.pictures.manifest.paths[item.sample]}: {item.reason}" for item in skipped[:3]]
-        raise UserError(
-            f"{len(skipped)} of {total} images could not be read, more than data.max_broken_fraction = "
-            f"{data.max_broken_fraction} allows; the first: {'; '.join(first)}. All of them are named in "
-            f"{storage.join(run.config.run.dir, 'skipped.jsonl')}; mend or remove them, or allow more"
-        )
-
-
-def _assign(run: Run, state: State, version: str) -> Assignments:
-    """New labels, with what a user wants to know about them."""
-    num_samples = run.pictures.manifest.num_samples
-    seed = seed_for(run.config.seed, "assign", state.round)
-    found: Assignments = run.config.method.assign(run.workers.features(version), num_samples, seed, state.assignments)
-    figures = {**found.figures, **describe(found, state.assignments, run.pictures.manifest.labels)}
-    return Assignments(found.labels, found.num_clusters, figures, found.state)
-
-
-def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np.int32] | None) -> dict[str, float]:
-    """Figures of an assignment (of its first head): sizes, change since the previous one, agreement with labels."""
-    labels = found.labels[0]
-    included = labels >= 0
-    figures = metrics.balance(np.bincount(labels[included], minlength=found.num_clusters[0]))
-    if previous is not None:
-        both = included & (previous.labels[0] >= 0)
-        figures["nmi_previous"] = float(normalized_mutual_info_score(labels[both], previous.labels[0][both]))
-        figures["changed_share"] = metrics.changed_share(labels, previous.labels[0])
-    if truth is not None:
-        known = included & (truth >= 0)
-        figures["nmi_labels"] = float(normalized_mutual_info_score(labels[known], truth[known]))
-    return figures
+def _harvest(run: Run, state: State) -> Harvest | None:
+    """What was gathered so far, if the method wants that."""
+    wanted = run.config.method.wants()
+    if wanted is None or not wanted.harvested:
+        return None
+    training = run.config.training
+    harvest = Harvest(
+        storage.join(run.config.run.dir, "harvest"), copies=training.rows_per_microbatch // training.microbatch
+    )
+    harvest.read(run.workers, run.position(state.round, state.step))
+    return harvest
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train(run: Run, state: State) -> Iterator[Event]:
+def train(run: Run, state: State, lookout: Lookout) -> Iterator[Event]:
     """The rest of the round, from state.step on."""
     config, workers = run.config, run.workers
     first, last = run.rounds[state.round]
     exact = config.training.mode == "exact"
     network = state.network if exact else workers.parallel(state.network)
     step = Step(network, state.optimisers, config.training, add=workers.add)
-    saved = began = time.monotonic()
+    began = time.monotonic()
+    hook = state.network.heads.register_forward_pre_hook(state.harvest) if state.harvest else None
     for microbatches in _microbatches(run, state):
         result = step(microbatches, epoch=(first + state.step) / run.steps_per_epoch)
         state.step += 1
@@ -194,19 +103,9 @@ def train(run: Run, state: State) -> Iterator[Event]:
         state.tally["seconds_training"] += now - began
         began = now
         yield Progress("training", state.step, last - first, f"loss {state.tally['loss'] / state.tally['steps']:.3f}")
-        if state.step % LOOK_EVERY_STEPS == 0:
-            wish = workers.once(_wish, run, saved)
-            if wish:
-                workers.once(save, run, state)
-                saved = time.monotonic()
-            if wish == "stop":
-                raise Stopped(f"stopped in round {state.round + 1}; the same command goes on from there")
-
-
-def _wish(run: Run, saved: float) -> str:
-    if run.workers.stopping():
-        return "stop"
-    return "save" if time.monotonic() - saved > 60 * run.config.run.checkpoint_minutes else ""
+        yield from lookout.after_step()
+    if hook:
+        hook.remove()
 
 
 def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
@@ -223,6 +122,10 @@ def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
         blocks = run.workers.stream(pieces(rest, rows_at_once, config.training.microbatch), load)
         for step, rows in zip(range(begin, stop), steps(blocks, lanes, config.training.microbatch), strict=False):
             seeds = [seed_for(config.seed, "microbatch", epoch, step, lane) for lane in lanes]
+            if state.harvest is not None:
+                place = (epoch * run.steps_per_epoch + step) * config.training.num_microbatches
+                for lane in lanes:
+                    state.harvest.expect(rows[lane][0], (place + lane) * config.training.microbatch)
             yield [_microbatch(state, rows[lane], weights, seed) for lane, seed in zip(lanes, seeds, strict=True)]
 
 
@@ -266,11 +169,23 @@ def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
 # --------------------------------------------------------------------------------------------------------------- rounds
 
 
-def close_round(run: Run, state: State) -> Round:
+def judge(run: Run, state: State) -> dict[str, float]:
+    """How good the network is after the round, where `evaluation.every_rounds` wants to know; training ignores it."""
+    every, done, began = run.config.evaluation.every_rounds, state.round + 1, time.monotonic()
+    if not every or (done % every and done < len(run.rounds)):
+        return {}
+    assert state.assignments is not None
+    tested = Evaluation(run.config.evaluation, run.config.views.cluster, run.config.run.dir, run.workers)
+    clusters = state.assignments.labels[0]
+    figures = tested.after_round(state.network.backbone, run.pictures, clusters, f"after round {done}")
+    return {**figures, "seconds_evaluating": time.monotonic() - began}
+
+
+def close_round(run: Run, state: State, judgement: dict[str, float]) -> Round:
     """Write down what the round did, and make the next one the one to begin."""
     found = state.assignments
     assert found is not None
-    state.skipped = sorted(set(run.workers.gather(state.skipped)))  # each worker met those of its own lanes
+    gather_skipped(run, state)
     tally = state.tally
     loss = tally["loss"] / max(1, tally["steps"])
     images = tally["steps"] * run.config.training.global_batch
@@ -278,23 +193,27 @@ def close_round(run: Run, state: State) -> Round:
         "round": state.round,
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
         "step": run.rounds[state.round][1],
+        "steps": int(tally["steps"]),
         "loss": loss,
-        "loss_over_chance": metrics.loss_over_chance(loss, found.num_clusters[0]),
+        "loss_over_chance": metrics.loss_over_chance(
+            loss, *found.num_clusters, further=run.config.training.further_heads
+        ),
         "images_per_second": images / max(tally["seconds_training"], 1e-9),
         **{key: tally[key] for key in ("seconds_extracting", "seconds_assigning", "seconds_training")},
         **found.figures,
+        **judgement,
         "num_skipped": len(state.skipped),
         "assignments": sha256(found.labels.tobytes()).hexdigest()[:16],
     }
     state.records.append(record)
     state.round, state.step, state.tally = state.round + 1, 0, defaultdict(float)
+    checkpoint(run, state)
     run.workers.once(_write_round, run, state)
     return Round(record)
 
 
 def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
-    save(run, state)  # first: should the rest fail, nothing of the round is lost
     write_lines(run.config.run.dir, "metrics.jsonl", state.records)
     write_skipped(run.config.run.dir, run.pictures.manifest, state.skipped)
     write_assignments(run.config.run.dir, run.pictures.manifest, state.assignments.labels)
@@ -306,6 +225,7 @@ def finish(run: Run, state: State) -> Iterator[Event]:
     if report is not None:
         yield Finished(report)
         return
+    run.workers.once(run.saver.wait)
     run.workers.once(write_export, run, state)
     report = {
         "images": run.pictures.manifest.num_samples,

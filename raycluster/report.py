@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from raycluster import storage
-from raycluster.extraction import Progress
-from raycluster.pretrain import Event, Finished, Round, Started
+from raycluster.events import Event, Finished, Lost, Noted, Progress, Round, Started
 from raycluster.run import Config
+from raycluster.types import UserError
 
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}"
 SECONDS_BETWEEN_LINES = 30  # in a log file, where a live line would be thousands
+TENSORBOARD_SECONDS = 30.0  # that a round may take to be written
 
 
 class Watcher:
@@ -49,6 +53,11 @@ class Watcher:
             for warning in warnings(event.record, self.config.method.heads()[0]):
                 print(f"  warning: {warning}", flush=True)
             self._tensorboard.write(event.record)
+        elif isinstance(event, (Lost, Noted)):
+            text = event.what if isinstance(event, Lost) else event.text
+            if text:
+                self._close_bar()
+                print(f"  {text}", flush=True)
         elif isinstance(event, Finished):
             self._close_bar()
             self.summary = summary(event.report, self.config.run.dir)
@@ -86,15 +95,35 @@ class Watcher:
 
 
 class TensorBoard:
-    """Event files through the standard writer; for a bucket they are written beside and copied after each round."""
+    """Event files through the standard writer; for a bucket they are written beside and copied after each round.
+
+    The writer waits for its own thread, which dies of a full disk: it is waited for a while, and then done without.
+    """
 
     def __init__(self, uri: str) -> None:
         filesystem, path = storage.filesystem(uri)
         self._target = None if filesystem.type_name == "local" else uri
         self._folder = Path(path if self._target is None else tempfile.mkdtemp(prefix="tensorboard-"))
         self._writer: SummaryWriter | None = None
+        self._works = True
 
     def write(self, record: dict[str, Any]) -> None:
+        """Add the figures of a round."""
+        self._within_seconds(lambda: self._write(record))
+
+    def _within_seconds(self, task: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def attempt() -> None:
+            with suppress(OSError):
+                task()
+                done.set()
+
+        if self._works:
+            threading.Thread(target=attempt, name="tensorboard", daemon=True).start()
+            self._works = done.wait(TENSORBOARD_SECONDS)
+
+    def _write(self, record: dict[str, Any]) -> None:
         if self._writer is None:
             self._writer = SummaryWriter(str(self._folder), purge_step=record["step"])
         for name, value in record.items():
@@ -105,12 +134,14 @@ class TensorBoard:
 
     def _copy(self) -> None:
         if self._target is not None:
-            for file in self._folder.iterdir():
-                storage.write_bytes(storage.join(self._target, file.name), file.read_bytes())
+            with suppress(UserError):  # the next round copies everything again
+                for file in self._folder.iterdir():
+                    storage.write_bytes(storage.join(self._target, file.name), file.read_bytes())
 
     def close(self) -> None:
+        """End the files."""
         if self._writer is not None:
-            self._writer.close()
+            self._within_seconds(self._writer.close)
 
 
 def started_line(event: Started, run_dir: str) -> str:

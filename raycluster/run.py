@@ -11,13 +11,14 @@ import torch
 from pydantic import Field
 
 from raycluster import storage
-from raycluster.checkpoint import load_newest, save_checkpoint
+from raycluster.checkpoint import Saver, load_newest
 from raycluster.config import named, settings
 from raycluster.data.manifest import DataSettings
 from raycluster.data.sampling import whole_batches
 from raycluster.data.transforms import Views
 from raycluster.evaluate import Evaluation, EvaluationSettings
 from raycluster.extraction import Pictures, Skipped
+from raycluster.harvest import Harvest
 from raycluster.models.heads import Heads
 from raycluster.naming import did_you_mean
 from raycluster.rundir import check_directory, differences, ensure_manifest, holds_run, open_pictures, write_config
@@ -43,17 +44,32 @@ class RunSettings:
 
     dir: the run directory, a path or any URI that all nodes can write. resume: `auto` goes on where the directory
     stands, `never` wants no run in it. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
-    `auto` is 0 unless the cluster has several GPUs. actors: of the feature pool, 0 for one a node. checkpoint_minutes:
-    between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost workers forgiven.
+    `auto` is 0 unless the cluster has several GPUs. device: what workers compute on; `auto` looks at the nodes that
+    are there, so say `gpu` or `cpu` where an autoscaler has yet to bring them. decode_cpus: how many processors, in
+    all, decoding may ask an autoscaler for; 0 for those that are there. actors: of the feature pool, 0 for one a
+    node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost
+    workers forgiven. resize_seconds: between looks at whether the cluster offers another number of workers.
+    storage_minutes: for how long storage out of reach is tried again.
     """
 
     dir: str
     resume: Literal["auto", "never"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    decode_cpus: Annotated[int, Field(ge=0)] = 0
     actors: Annotated[int, Field(ge=0)] = 0
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 100
+    resize_seconds: Annotated[float, Field(gt=0)] = 30.0
+    storage_minutes: Annotated[float, Field(ge=0)] = 30.0
+
+    def __post_init__(self) -> None:
+        if self.workers == 0 and self.device != "auto":
+            raise UserError(
+                f"run.device: seen {self.device}; wanted auto where run.workers is 0: the job trains on what its own "
+                "machine has. Set run.workers to at least 1, or leave run.device out"
+            )
 
     def workers_wanted(self) -> tuple[int, int]:
         """(fewest, most) as far as the settings say; (0, 0) for `auto`."""
@@ -83,6 +99,7 @@ class Run:
     config: Config
     workers: Workers
     pictures: Pictures
+    saver: Saver
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -94,6 +111,10 @@ class Run:
         """(first step, step after the last) of every round."""
         starts = self.config.method.reassignments(self.config.training.epochs, self.steps_per_epoch)
         return list(zip(starts, [*starts[1:], self.config.training.epochs * self.steps_per_epoch], strict=True))
+
+    def position(self, round: int, step: int) -> int:
+        """Optimiser steps done in the run when `step` steps of `round` are."""
+        return (self.rounds[round][0] if round < len(self.rounds) else self.rounds[-1][1]) + step
 
 
 @dataclass
@@ -107,6 +128,7 @@ class State:
     assigned: int = -1  # the round that `assignments` belong to
     assignments: Assignments | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    harvest: Harvest | None = None
     tally: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # sums over the round so far
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -118,11 +140,15 @@ def begin(config: Config) -> None:
     """
     run_dir = config.run.dir
     check_directory(run_dir, config, config.run.resume)
-    _check_layers(config)
+    check_layers(config)
     manifest_uri = storage.join(run_dir, "manifest.parquet")
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
-    here = LocalWorkers()
-    pictures = open_pictures(config.data, manifest_uri, here, config.seed)
+    check_pictures(config, open_pictures(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
+    write_config(run_dir, config)
+
+
+def check_pictures(config: Config, pictures: Pictures, directory: str) -> None:
+    """UserError unless the images suffice for the clusters and the evaluation. directory: of cached manifests."""
     num_samples = pictures.manifest.num_samples
     for num_clusters in config.method.heads():
         if num_clusters > num_samples:
@@ -131,13 +157,18 @@ def begin(config: Config) -> None:
                 "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
             )
     if pictures.manifest.labels is not None or config.evaluation.test_uri is not None:
-        Evaluation(config.evaluation, config.views.cluster, run_dir, here).check(pictures)
-    write_config(run_dir, config)
+        Evaluation(config.evaluation, config.views.cluster, directory, LocalWorkers()).check(pictures)
 
 
-def _check_layers(config: Config) -> None:
-    layers = config.model.build(0).layers
-    for path, layer in (("method.layer", config.method.layer), ("evaluation.layer", config.evaluation.layer)):
+def check_layers(config: Config) -> None:
+    """UserError unless the network has the layers that are named, and the views vary where several are averaged."""
+    layers, wanted = config.model.build(0).layers, config.method.wants()
+    if wanted and wanted.visits > 1 and not getattr(config.views, wanted.view).is_random:
+        raise UserError(
+            f"method averages {wanted.visits} views of an image, but views.{wanted.view} is always the same: "
+            "average 1, or let it crop or vary at random"
+        )
+    for path, layer in (("method.layer", wanted and wanted.layer), ("evaluation.layer", config.evaluation.layer)):
         if layer is not None and layer not in layers:
             raise UserError(
                 f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"
@@ -149,7 +180,7 @@ def start(config: Config, workers: Workers) -> Run:
     """The run as its directory has it, begun if need be; collective."""
     workers.once(_ensure_begun, config)
     pictures = open_pictures(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
-    return Run(config, workers, pictures)
+    return Run(config, workers, pictures, Saver(config.run.dir, keep=config.run.keep_checkpoints))
 
 
 def _ensure_begun(config: Config) -> None:
@@ -160,7 +191,8 @@ def _ensure_begun(config: Config) -> None:
 def fresh_network(config: Config, device: torch.device) -> Network:
     """The network before it has learned anything: its weights follow from the seed alone."""
     backbone = config.model.build(seed_for(config.seed, "backbone"))
-    heads = Heads(backbone.num_features, config.method.heads(), seed_for(config.seed, "head", 0))
+    sizes = (*config.method.heads(), *config.training.further_heads)
+    heads = Heads(backbone.num_features, sizes, seed_for(config.seed, "head", 0))
     return Network(backbone, heads).to(device)
 
 
@@ -185,7 +217,7 @@ def restore(run: Run) -> State:
 
 
 def save(run: Run, state: State) -> None:
-    """Write a checkpoint; one worker does it for all."""
+    """Begin to write a checkpoint; one worker does it for all."""
     found = state.assignments
     saved = {
         "network": state.network.state_dict(),
@@ -204,4 +236,4 @@ def save(run: Run, state: State) -> None:
         "tally": dict(state.tally),
         "records": state.records,
     }
-    save_checkpoint(run.config.run.dir, saved, keep=run.config.run.keep_checkpoints)
+    run.saver.save(saved)

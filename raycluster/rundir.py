@@ -105,7 +105,7 @@ def write_assignments(run_dir: str, manifest: Manifest, labels: NDArray[np.int32
     )
     for part, start in enumerate(range(0, len(table), ROWS_PER_FILE)):
         buffer = io.BytesIO()
-        pq.write_table(table.slice(start, ROWS_PER_FILE), buffer)
+        pq.write_table(table.slice(start, ROWS_PER_FILE), buffer, write_page_checksum=True)
         storage.write_bytes(storage.join(run_dir, "assignments", f"part-{part:05d}.parquet"), buffer.getvalue())
 
 

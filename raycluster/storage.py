@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, quote, unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from raycluster.patience import Waiting
 from raycluster.types import UserError
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ _PERMANENT = re.compile(
     "HTTP status 40[0134]|HTTP response code 40[0134]|status: 40[0134]",
     re.IGNORECASE,
 )
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TRANSIENT_LOCAL = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR}
 
 
@@ -160,17 +162,27 @@ def delete(uri: str) -> None:
 
 
 def attempt(verb: str, uri: str, operation: Callable[[], T]) -> T:
-    """Call `operation`, again after a pause if its failure may pass; UserError naming `uri` if it does not."""
-    for pause in (*_PAUSES_SECONDS, None):
-        try:
-            return operation()
-        except UserError:
-            raise
-        except (OSError, pa.ArrowException) as error:
-            if pause is None or not _may_pass(uri, error):
-                raise UserError(_explain(verb, uri, error)) from error
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+    """Call `operation`, again after a pause if its failure may pass; UserError naming `uri` if it does not.
+
+    After a second of attempts it goes on only where `raycluster.patience.patient` says so.
+    """
+    waiting = Waiting()
+    while True:
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                result = operation()
+                waiting.over()
+                return result
+            except UserError:
+                raise
+            except (OSError, pa.ArrowException) as error:
+                if pause is None or not _may_pass(uri, error):
+                    mistake, cause = UserError(_explain(verb, uri, error)), error
+                    break
+                time.sleep(pause)
+        full = getattr(cause, "errno", None) in _FULL
+        if not (full or _may_pass(uri, cause)) or not waiting.again(str(mistake)):
+            raise mistake from cause
 
 
 def _parse(uri: str) -> tuple[str, str, str]:
@@ -287,7 +299,7 @@ def _remedy(uri: str, error: BaseException) -> str:
         )
     if isinstance(error, pa.ArrowInvalid):
         return "It is damaged, incomplete, or of another format: write or copy it again"
-    if code in (errno.ENOSPC, errno.EDQUOT):
+    if code in _FULL:
         return "The disk or quota is full: make room, or choose another place"
     if isinstance(error, PermissionError) or _PERMANENT.search(str(error)):
         return (

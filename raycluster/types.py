@@ -21,6 +21,20 @@ class Stopped(Exception):
     """Somebody asked the run to stop, and its state is saved."""
 
 
+class ChunkFailed(Exception):
+    """A chunk could not be loaded, for a reason that is neither the user's mistake nor one broken picture.
+
+    lane: of the chunk; in extraction its shard.
+    """
+
+    def __init__(self, lane: int, reason: str) -> None:
+        super().__init__(lane, reason)
+        self.lane, self.reason = lane, reason
+
+    def __str__(self) -> str:
+        return f"chunk of lane or shard {self.lane}: {self.reason}"
+
+
 class Block(NamedTuple):
     """Rows of the feature matrix that lie together: one shard.
 
@@ -63,6 +77,27 @@ class ImageBlock(NamedTuple):
 
 Loader = Callable[[Chunk], Iterable[ImageBlock]]
 """Reads, decodes and augments one chunk."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The features that a method assigns labels from.
+
+    layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
+    `activations` (after the ReLU: what the heads read). view: the section of `views` in which images are seen,
+    `cluster` or `train`. visits: of an image, whose features are averaged. harvested: instead, where there was one, the
+    activations of the latest visit in training.
+    """
+
+    layer: str | None = None
+    kind: str = "flat"
+    view: str = "cluster"
+    visits: int = 1
+    harvested: bool = False
+
+
+Head = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Weight (K, D) and bias (K,) of a linear classifier of the activations of the last layer."""
 
 
 @dataclass(frozen=True)

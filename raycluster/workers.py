@@ -7,19 +7,34 @@ without Ray; `distributed/` holds the elastic one. No result may depend on which
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from raycluster.features import Features, LocalFeatures
-from raycluster.types import Block, Chunk, ImageBlock, Loader
+from raycluster.features import Features, LocalFeatures, add
+from raycluster.types import Block, Chunk, ImageBlock, Loader, Stopped
 
 T = TypeVar("T")
 
 
 class LostBlocks(Exception):
     """Feature blocks went away with the machine that held them; ask `missing` which, and extract them again."""
+
+
+@dataclass(frozen=True)
+class Coming:
+    """What the cluster has announced.
+
+    notice_seconds: until a machine of the group goes away, None if none will. resize: the workers are about to be
+    started again in another number, as soon as they let go.
+    """
+
+    notice_seconds: float | None = None
+    resize: bool = False
 
 
 class Workers(Protocol):
@@ -56,6 +71,12 @@ class Workers(Protocol):
 
     def stopping(self) -> bool:
         """Whether this worker was asked to stop."""
+
+    def coming(self) -> Coming:
+        """What the cluster has announced; collective."""
+
+    def let_go(self, seconds: float) -> None:
+        """Everything is saved: wait for the end of this group of workers, at most so long; collective."""
 
 
 class LocalWorkers:
@@ -98,3 +119,37 @@ class LocalWorkers:
     def features(self, version: str) -> Features:
         assert version == self._version, f"features of {version} asked for, {self._version} held"
         return LocalFeatures([self._blocks[shard] for shard in sorted(self._blocks)])
+
+    def coming(self) -> Coming:
+        return Coming()
+
+    def let_go(self, seconds: float) -> None:
+        pass
+
+
+class Interruptible:
+    """Features whose operations raise Stopped once somebody asked to stop: between two iterations of any algorithm."""
+
+    def __init__(self, features: Features, stopping: Callable[[], bool]) -> None:
+        self._features, self._stopping = features, stopping
+        self.num_rows, self.dim = features.num_rows, features.dim
+
+    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
+        return self._unstopped().fold(function, *args, combine=combine)
+
+    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
+        return Interruptible(self._unstopped().map(function, *args), self._stopping)
+
+    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
+        return self._unstopped().collect(function, *args)
+
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        return self._unstopped().each(function, jobs)
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._unstopped().rows(samples)
+
+    def _unstopped(self) -> Features:
+        if self._stopping():
+            raise Stopped("stopped while clustering; the same command goes on from the last checkpoint")
+        return self._features

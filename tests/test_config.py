@@ -183,11 +183,18 @@ def test_name_is_module() -> None:
 
 
 @pytest.mark.usefixtures("toy_algorithms")
+def test_a_name_alone_is_a_section_of_defaults() -> None:
+    short, long = (parse(Chosen, "seed: 1", [f"algorithm={text}"]) for text in ("kmeans", "{name: kmeans}"))
+    assert short == long
+
+
+@pytest.mark.usefixtures("toy_algorithms")
 @pytest.mark.parametrize(
     ("section", "words"),
     [
         ("{name: kmean}", "algorithm.name: seen kmean; wanted a name, one of kmeans, sinkhorn; did you mean kmeans?"),
         ("{num_clusters: 3}", "algorithm: seen {num_clusters: 3}; wanted a name, one of kmeans, sinkhorn"),
+        ("kmean", "algorithm: seen kmean; wanted a name, one of kmeans, sinkhorn; did you mean kmeans?"),
         ("3", "algorithm: seen 3; wanted a section with the key `name`"),
         ("{name: kmeans, num_cluster: x}", "wanted one of the settings name, num_clusters; did you mean num_clusters?"),
         ("{name: kmeans, num_clusters: true}", "algorithm.num_clusters: seen true; wanted a number"),

@@ -14,7 +14,7 @@ from raycluster.config import dump, load, parse
 from raycluster.run import Config
 
 ROOT = Path(__file__).parent.parent
-RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if "search" not in path.parts]
+RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name not in ("search", "cluster")]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)

@@ -101,6 +101,7 @@ def test_data_that_cannot_be_used(command: Command, yaml_file: Path, tmp_path: P
     assert_mistake(run(f"data.uri={digits_folder}", "method.num_clusters=301"), "301 clusters, .* 300 images")
     assert_mistake(run("method.layer=conv7"), "method.layer: seen conv7", "conv1, conv2, conv3")
     assert_mistake(run("run.dir=/proc/run"), "/proc/run")
+    assert_mistake(run("run.workers=0", "run.device=gpu"), "run.device: seen gpu; wanted auto where run.workers is 0")
 
 
 def test_a_bucket_that_cannot_be_read(
@@ -151,7 +152,7 @@ def test_a_full_disk_loses_nothing(yaml_file: Path, tmp_path: Path, capsys: pyte
         outcome = run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert_mistake(outcome, "checkpoints/round-00001-.*File too large")
+    assert_mistake(outcome, "checkpoints/round-.*File too large")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [Path(first).name]
 
     assert run()[0] == 0

@@ -15,8 +15,8 @@ import torch
 import raycluster
 from raycluster.checkpoint import list_checkpoints, load_newest
 from raycluster.config import load
-from raycluster.extraction import Progress
-from raycluster.pretrain import Finished, Round, pretrain
+from raycluster.events import Finished, Progress, Round
+from raycluster.pretrain import pretrain
 from raycluster.run import Config, begin, start
 from raycluster.types import Stopped, UserError
 from raycluster.workers import LocalWorkers
@@ -55,6 +55,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Config:
     config = tiny(tmp_path_factory.mktemp("run"))
     run(config)
     return config
+
+
+def test_judging_every_round_adds_figures_and_changes_nothing(finished: Config, tiny: Tiny, tmp_path: Path) -> None:
+    judged = tiny(tmp_path / "1", "evaluation.every_rounds=1")
+    first, last = run(judged)
+    assert_same(judged, finished)
+    report = json.loads((tmp_path / "1" / "report.json").read_text())
+    accuracies = report["accuracies"]["pre-trained"]
+    assert accuracies == {name: last[name] for name in accuracies} != {name: first[name] for name in accuracies}
+    assert -1 <= first["intra_cluster_edges"] <= 1 <= first["effective_rank"] <= 16
+
+    unlabelled = tiny(tmp_path / "2", "evaluation.every_rounds=2", "data.labels=none")
+    first, last = run(unlabelled)
+    assert "effective_rank" in last and not {"effective_rank", "knn_accuracy"} & first.keys()
+    assert "knn_accuracy" not in last
 
 
 def test_directory_tells_what_happened(finished: Config) -> None:
@@ -98,10 +113,11 @@ def test_killed_in_the_middle_and_resumed_equals_undisturbed(finished: Config, t
     for event in pretrain(config, LocalWorkers()):
         if isinstance(event, Progress) and event.phase == "training" and event.done == 13:
             break  # as if the process had died here
+    newest = int(re.findall(r"round-00000-step-(\d+)", list_checkpoints(config.run.dir)[-1])[0])
     resumed = [
         event for event in pretrain(config, LocalWorkers()) if isinstance(event, Progress) and event.phase == "training"
     ]
-    assert resumed[0].done == 9, "went on from the checkpoint taken after 8 steps"
+    assert 1 < resumed[0].done == newest + 1 <= 14, "went on from the newest checkpoint"
     assert_same(config, finished)
 
 

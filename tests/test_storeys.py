@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOUNS = {"", "types", "seeding", "config", "naming", "mistakes", "storage", "metrics", "features", "workers", "command"}
+NOUNS |= {"events", "decisions", "patience", "lease", "status"}
 FOLDERS = [{"data", "models", "clustering"}, {"methods", "training", "evaluation"}]
 TORCH_FREE_NOUNS = {"types", "seeding", "config", "storage", "metrics", "command"}
 MODULES = {

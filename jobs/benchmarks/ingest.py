@@ -26,9 +26,9 @@ from raycluster.data.plan import plan_epoch
 from raycluster.data.transforms import View
 from raycluster.distributed.ingest import stream
 from raycluster.distributed.session import ray_session
-from raycluster.types import UserError
+from raycluster.types import Chunk, Loader, UserError
 
-BATCH = 256
+BATCH, LANES, MICROBATCH = 256, 8, 32
 
 
 def run(small: str = "", photos: str = "", processes: int = 2, repeats: int = 3) -> str:
@@ -63,15 +63,18 @@ class Problem:
 
     def ours(self, epoch: int) -> float:
         """Lanes and order as in training."""
-        lanes = 8
-        size = len(self.images) // (lanes * 32) * lanes * 32
+        return _rate((len(block.samples) for block in stream(self.plan(epoch), self.load())), warm=False)
+
+    def plan(self, epoch: int) -> list[Chunk]:
+        size = len(self.images) // (LANES * MICROBATCH) * LANES * MICROBATCH
         counts = self.counts.copy()
         counts[: len(self.images) - size] -= 1
-        plan = plan_epoch(
-            counts, self.manifest.shards, lanes=lanes, microbatch=32, seed=0, epoch=epoch, window_shards=1
+        return plan_epoch(
+            counts, self.manifest.shards, lanes=LANES, microbatch=MICROBATCH, seed=0, epoch=epoch, window_shards=1
         )
-        load = partial(load_chunk, manifest_uri=self.manifest_uri, view=self.view, seed=0, settings=self.settings)
-        return _rate((len(block.samples) for block in stream(plan, load)), warm=False)
+
+    def load(self) -> Loader:
+        return partial(load_chunk, manifest_uri=self.manifest_uri, view=self.view, seed=0, settings=self.settings)
 
     def dataloader(self, epoch: int) -> float:
         from torch.utils.data import DataLoader

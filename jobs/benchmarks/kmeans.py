@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from benchmarks import contenders
+from benchmarks.contenders import ENTRIES, installed
 from numpy.typing import NDArray
 
 from raycluster import kmeans, storage
 from raycluster.clustering import kernel
+from raycluster.clustering.kmeans import Progress, State
+from raycluster.clustering.nearest import nearest
 from raycluster.embeddings import as_features
 
 _FAISS_STEPS = 20
+_CROSSING = 6  # steps that the last, plain one may be ahead of those with momentum
 
 
 class Result(NamedTuple):
@@ -37,28 +43,25 @@ def run(
     engines: str = "int8,torch",
     others: int = 1,
 ) -> str:
-    """A table; its last column compares CPU seconds, which other work on a machine hardly changes.
+    """A table: seconds until the inertia that faiss ends with is reached, final exact assignment included.
 
     before, after: .npy embeddings (see `embeddings`), rows in the same order, the later ones after one more epoch.
     Without them, rows drawn from a mixture. clusters: K, or several. rows: how many to use, 0 for all. engines: of
-    raycluster. others: 0 leaves out what is neither raycluster nor faiss.
+    raycluster. others: 0 leaves out what is neither raycluster nor faiss. Libraries that would take too long take fewer
+    steps; those that do not reach the inertia of faiss have their seconds per step compared. CPU seconds hardly change
+    with other work on a machine.
     """
     early = _load(before, rows) if before else _mixture(rows or 20_000)
     late = _load(after, rows) if after else None
     lines = [
         f"{len(early)} x {early.shape[1]}, {torch.get_num_threads()} threads, kernel {_instructions()}, median of "
-        f"{repeats}; seconds until the inertia of faiss (20 steps, all rows) is reached, final exact assignment "
-        "included",
+        f"{repeats}",
         "",
-        "|  K | engine | steps | seconds | CPU seconds | inertia / N | times faster | CPU |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| K | engine | steps | seconds | CPU seconds | inertia / N | times faster than faiss | per step | CPU |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for num_clusters in map(int, str(clusters).strip("()").split(",")):
-        lines += _table(early, late, num_clusters, repeats, engines.split(","))
-        if others:
-            base = [_faiss(early, num_clusters)]
-            found = {name: [contender()] for name, contender in _others(early, num_clusters).items()}
-            lines += [_row(num_clusters, name, results, base) for name, results in found.items()]
+        lines += _table(early, late, num_clusters, repeats, engines.split(","), bool(others))
     return "\n".join(lines)
 
 
@@ -68,36 +71,56 @@ def _table(
     num_clusters: int,
     repeats: int,
     engines: list[str],
+    others: bool,
 ) -> list[str]:
     """The rows of the table for one K: cold starts, then warm ones from the labels of the epoch before."""
-    rows = _race(early, num_clusters, "random", repeats, engines, "")
+    rows = _race(early, num_clusters, "random", repeats, engines, others)
     if late is not None:
         labels = kmeans(early, num_clusters, seed=1).labels
-        rows += _race(late, num_clusters, labels, repeats, engines, ", next epoch")
+        rows += _race(late, num_clusters, labels, repeats, engines, False)
     return rows
 
 
 def _race(
-    values: NDArray[np.float32], num_clusters: int, init: Any, repeats: int, engines: list[str], note: str
+    values: NDArray[np.float32], num_clusters: int, init: Any, repeats: int, engines: list[str], others: bool
 ) -> list[str]:
-    first = _faiss(values, num_clusters)
-    steps = _steps_to(first.inertia, values, num_clusters, init)
-    results: dict[str, list[Result]] = {"faiss": [first], **{f"raycluster {engine}": [] for engine in engines}}
+    note, warm = ("", "") if isinstance(init, str) else (", next epoch", ", warm")
+
+    def baseline() -> Result:
+        return _shown("faiss", _timed(contenders.faiss, values, num_clusters, _FAISS_STEPS))
+
+    base = [baseline()]
+    steps = _steps_to(base[0].inertia, values, num_clusters, init)
+    ours: dict[str, list[Result]] = {engine: [] for engine in engines}
     for repeat in range(repeats):
-        for engine in engines:
-            results[f"raycluster {engine}"].append(_ours(values, num_clusters, init, engine, steps))
+        for engine, results in ours.items():
+            results.append(_shown(engine, _ours(values, num_clusters, init, engine, steps)))
         if repeat < repeats - 1:
-            results["faiss"].append(_faiss(values, num_clusters))
-    return [_row(num_clusters, name + note, found, results["faiss"]) for name, found in results.items()]
+            base.append(baseline())
+    found = {f"faiss{note}": base, **{f"raycluster {engine}{note}{warm}": results for engine, results in ours.items()}}
+    for name, entry in ENTRIES.items() if others else ():
+        if installed(entry) and (wanted := entry.steps(num_clusters)):
+            found[name] = [_shown(name, _timed(entry.work, values, num_clusters, wanted))]
+    return [_row(num_clusters, name, results, base) for name, results in found.items()]
 
 
 def _row(num_clusters: int, name: str, found: list[Result], base: list[Result]) -> str:
     seconds, cpu = (median(getattr(one, key) for one in found) for key in ("seconds", "cpu"))
     base_seconds, base_cpu = (median(getattr(one, key) for one in base) for key in ("seconds", "cpu"))
+    steps, inertia = found[0].steps, found[0].inertia
+    reached = inertia <= base[0].inertia
+    per_step = base_seconds / (base[0].steps + 1) * (steps + 1) / seconds
     return (
-        f"| {num_clusters} | {name} | {found[0].steps} | {seconds:.2f} | {cpu:.2f} | {found[0].inertia:.5f} "
-        f"| {base_seconds / seconds:.1f} | {base_cpu / cpu:.1f} |"
+        f"| {num_clusters} | {name} | {steps} | {seconds:.2f} | {cpu:.2f} | {inertia:.5f} "
+        f"| {f'{base_seconds / seconds:.1f}' if reached else 'not reached'} | {per_step:.1f} "
+        f"| {base_cpu / cpu * (1 if reached else (steps + 1) / (base[0].steps + 1)):.1f} |"
     )
+
+
+def _shown(name: str, result: Result) -> Result:
+    """Says how far a long run is."""
+    print(f"{name}: {result}", file=sys.stderr, flush=True)
+    return result
 
 
 def _instructions() -> str:
@@ -116,55 +139,39 @@ def _mixture(rows: int, dim: int = 64) -> NDArray[np.float32]:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _timed(work: Callable[[], tuple[float, int]]) -> Result:
+def _timed(work: contenders.Contender, values: NDArray[np.float32], num_clusters: int, steps: int) -> Result:
     began, cpu = time.perf_counter(), time.process_time()
-    inertia, steps = work()
-    return Result(time.perf_counter() - began, time.process_time() - cpu, inertia, steps)
-
-
-def _faiss(values: NDArray[np.float32], num_clusters: int) -> Result:
-    import faiss
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-
-    def work() -> tuple[float, int]:
-        found = faiss.Kmeans(
-            values.shape[1], num_clusters, niter=_FAISS_STEPS, max_points_per_centroid=len(values), seed=1
-        )
-        found.train(values)
-        distances, _ = found.index.search(values, 1)
-        return float(distances.sum(dtype=np.float64)) / len(values), _FAISS_STEPS
-
-    return _timed(work)
+    centroids = work(values, num_clusters, steps)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    _, distances = nearest(values, centroids)
+    return Result(seconds, cpu, float(distances.sum(dtype=np.float64)) / len(values), steps)
 
 
 def _ours(values: NDArray[np.float32], num_clusters: int, init: Any, engine: Any, steps: int) -> Result:
-    def work() -> tuple[float, int]:
-        found = kmeans(values, num_clusters, iterations=steps, init=init, engine=engine, seed=1)
-        return found.inertia[-1] / len(values), len(found.inertia) - 1
+    began, cpu = time.perf_counter(), time.process_time()
+    found = kmeans(values, num_clusters, iterations=steps, init=init, engine=engine, seed=1)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return Result(seconds, cpu, found.inertia[-1] / len(values), len(found.inertia) - 1)
 
-    return _timed(work)
+
+class _Enough(Exception):
+    """The goal is reached."""
 
 
 def _steps_to(goal: float, values: NDArray[np.float32], num_clusters: int, init: Any) -> int:
     """The fewest steps after which the inertia is at most the goal; not timed."""
-    features = as_features(values)
-    for steps in range(1, 2 * _FAISS_STEPS):
-        found = kmeans(features, num_clusters, iterations=steps, init=init, seed=1)
+    features, starts = as_features(values), [init]
+
+    def note(progress: Progress) -> None:
+        starts.append(progress.state)
+        if progress.inertia / len(values) <= goal:
+            raise _Enough
+
+    with suppress(_Enough):
+        kmeans(features, num_clusters, iterations=2 * _FAISS_STEPS, init=init, seed=1, report=note)
+    for steps in range(max(1, len(starts) - _CROSSING), len(starts) + 1):
+        begin: State = starts[steps - 1]
+        found = kmeans(features, num_clusters, iterations=steps, init=begin, seed=1)
         if found.inertia[-1] / len(values) <= goal:
             return steps
-    return 2 * _FAISS_STEPS
-
-
-def _others(values: NDArray[np.float32], num_clusters: int) -> dict[str, Callable[[], Result]]:
-    """The same number of steps as faiss, of what is installed."""
-
-    def sklearn(algorithm: str) -> tuple[float, int]:
-        from sklearn.cluster import KMeans
-
-        start = values[np.random.default_rng(1).choice(len(values), num_clusters, replace=False)]
-        found = KMeans(num_clusters, init=start, n_init=1, max_iter=_FAISS_STEPS, tol=0, algorithm=algorithm)
-        return float(found.fit(values).inertia_) / len(values), _FAISS_STEPS
-
-    algorithms = ["lloyd", "elkan"] if num_clusters <= 1000 else ["lloyd"]
-    return {f"scikit-learn {name}": lambda name=name: _timed(lambda: sklearn(name)) for name in algorithms}
+    return len(starts)

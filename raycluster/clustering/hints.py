@@ -1,37 +1,35 @@
-"""Labels of the iteration before, kept where the rows are: they save time, and nothing is lost with them."""
+"""What an iteration keeps where the rows are for the next: it saves time, and nothing is lost with it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _MOST_CLUSTERINGS = 16
 
-_LABELS: OrderedDict[str, dict[tuple[int, int], NDArray[np.int32]]] = OrderedDict()
+_KEPT: OrderedDict[str, dict[tuple[int, int], Any]] = OrderedDict()
 
 
-def recall(clustering: str, samples: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """What these rows were labelled last time, if that is known here."""
-    if not len(samples):
-        return None
-    found = _LABELS.get(clustering, {}).get(_key(samples))
-    return None if found is None else found.astype(np.int64)
+def recall(clustering: str, samples: NDArray[np.int64]) -> Any:
+    """What was kept of these rows, None if that is not known here."""
+    return _KEPT.get(clustering, {}).get(_key(samples)) if len(samples) else None
 
 
-def keep(clustering: str, samples: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-    """Remember the labels of these rows; the oldest of many clusterings is forgotten."""
+def keep(clustering: str, samples: NDArray[np.int64], value: Any) -> None:
+    """Remember something of these rows; the oldest of many clusterings is forgotten."""
     if not len(samples):
         return
-    _LABELS.setdefault(clustering, {})[_key(samples)] = labels.astype(np.int32)
-    while len(_LABELS) > _MOST_CLUSTERINGS:
-        _LABELS.popitem(last=False)
+    _KEPT.setdefault(clustering, {})[_key(samples)] = value
+    while len(_KEPT) > _MOST_CLUSTERINGS:
+        _KEPT.popitem(last=False)
 
 
 def forget(clustering: str) -> None:
     """Free the memory of one clustering."""
-    _LABELS.pop(clustering, None)
+    _KEPT.pop(clustering, None)
 
 
 def _key(samples: NDArray[np.int64]) -> tuple[int, int]:

@@ -33,7 +33,6 @@ typedef struct {
     int64_t num_centroids, dim, levels;
     const float *exact;    /* (K, D) the centroids as they are */
     const float *centre;   /* (D,) their mean */
-    const float *centred;  /* (K, D) centroids - centre */
     const float *offsets;  /* (K,) -|centred|^2 / 2 */
     const uint8_t *packed; /* (K / 64, D / 4, 64, 4) 8-bit values + levels, zero-padded */
     const float *scales, *norms, *errors, *tops; /* (K padded): scale, |c|, |dc|, offset + its rounding error */
@@ -105,24 +104,30 @@ static inline __attribute__((always_inline)) void round_vector(const float *v, i
     *sum = total;
 }
 
-/* Make the centroids ready; see target_t. scales, norms, errors, tops have room for a multiple of 64. */
-void raycluster_prepare(const float *centred, const float *offsets, int64_t num_centroids, int64_t dim, int64_t levels,
-                        uint8_t *packed, float *scales, float *norms, float *errors, float *tops) {
+/* Make the centroids ready; see target_t. scales, norms, errors, tops have room for a multiple of 64. Returns -1 if
+   there is no memory. */
+int64_t raycluster_prepare(const float *exact, const float *centre, const float *offsets, int64_t num_centroids,
+                           int64_t dim, int64_t levels, uint8_t *packed, float *scales, float *norms, float *errors,
+                           float *tops) {
     int64_t quads = (dim + 3) / 4, padded = (num_centroids + PANEL - 1) / PANEL * PANEL;
-    int8_t *q = calloc(quads * 4, 1);
+    float *centred = malloc(quads * 4 * (sizeof(float) + 1));
+    if (!centred) return -1;
+    int8_t *q = (int8_t *)(centred + quads * 4);
     int32_t unused;
     for (int64_t k = 0; k < padded; k++) {
         memset(q, 0, quads * 4);
         scales[k] = norms[k] = errors[k] = 0;
         tops[k] = -INFINITY;
         if (k < num_centroids) {
-            round_vector(centred + k * dim, dim, (float)levels, q, scales + k, norms + k, errors + k, &unused);
+            for (int64_t d = 0; d < dim; d++) centred[d] = exact[k * dim + d] - centre[d];
+            round_vector(centred, dim, (float)levels, q, scales + k, norms + k, errors + k, &unused);
             tops[k] = offsets[k] + norms[k] * norms[k] * ROUNDING;
         }
         uint8_t *panel = packed + k / PANEL * quads * PANEL * 4 + k % PANEL * 4;
         for (int64_t d = 0; d < quads * 4; d++) panel[d / 4 * PANEL * 4 + d % 4] = (uint8_t)(q[d] + levels);
     }
-    free(q);
+    free(centred);
+    return 0;
 }
 
 static inline __attribute__((always_inline)) void pack_rows(const float *values, int64_t num_rows, const target_t *target,
@@ -334,14 +339,16 @@ AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const target_t *targe
 
 /* -------------------------------------------------------------------------------------------------------- the decision */
 
-static inline __attribute__((always_inline)) float dot(const float *a, const float *b, int64_t dim) {
+/* Score in float32 of a row about the centre and centroid k. */
+static inline __attribute__((always_inline)) float score(const float *row, int64_t k, const target_t *target) {
+    const float *c = target->exact + k * target->dim, *m = target->centre;
     float sums[32] = {0}, total = 0;
-    int64_t d = 0;
+    int64_t dim = target->dim, d = 0;
     for (; d + 32 <= dim; d += 32)
-        for (int j = 0; j < 32; j++) sums[j] += a[d + j] * b[d + j];
-    for (; d < dim; d++) sums[0] += a[d] * b[d];
+        for (int j = 0; j < 32; j++) sums[j] += row[d + j] * (c[d + j] - m[d + j]);
+    for (; d < dim; d++) sums[0] += row[d] * (c[d] - m[d]);
     for (int j = 0; j < 32; j++) total += sums[j];
-    return total;
+    return total + target->offsets[k];
 }
 
 static inline __attribute__((always_inline)) double distance(const float *a, const float *b, int64_t dim) {
@@ -389,8 +396,7 @@ static inline __attribute__((always_inline)) void settle(const float *values, in
             continue;
         }
         for (int32_t i = 0; i < kept; i++) {
-            const float *centroid = target->centred + index[i] * target->dim;
-            top[i] = dot(tile->rows + row * target->dim, centroid, target->dim) + target->offsets[index[i]];
+            top[i] = score(tile->rows + row * target->dim, index[i], target);
             if (top[i] > best) best = top[i];
         }
         count = 0;
@@ -406,8 +412,7 @@ static inline __attribute__((always_inline)) void guess(const int64_t *previous,
     for (int64_t row = 0; row < num_rows; row++) {
         int64_t k = previous[row];
         if (k < 0 || k >= target->num_centroids) continue;
-        float score = dot(tile->rows + row * target->dim, target->centred + k * target->dim, target->dim);
-        tile->floor[row] = score + target->offsets[k] - 2.5f * tile->slack[row];
+        tile->floor[row] = score(tile->rows + row * target->dim, k, target) - 2.5f * tile->slack[row];
     }
 }
 

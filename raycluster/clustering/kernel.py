@@ -27,6 +27,7 @@ _LEVELS = {PORTABLE: 127, AVX2: 63, AVX512: 127}
 _PANEL = 64
 _LARGEST_DIM = 1 << 15
 _REACH = (2.0**-40, 2.0**40)
+_SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class _Target(ctypes.Structure):
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("num_centroids", "dim", "levels")]
-        + [(name, ctypes.c_void_p) for name in ("exact", "centre", "centred", "offsets")]
+        + [(name, ctypes.c_void_p) for name in ("exact", "centre", "offsets")]
         + [(name, ctypes.c_void_p) for name in ("packed", "scales", "norms", "errors", "tops")]
         + [(name, ctypes.c_float) for name in ("reach", "slack")]
     )
@@ -52,17 +53,23 @@ class Packed(NamedTuple):
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The kernel, compiled if need be; None, with one line in the log, where it cannot be."""
-    source = Path(__file__).with_name("kernel.c").read_bytes()
+    kernel = load(_SOURCE, "k-means without its compiled kernel, several times slower, same results")
+    return None if kernel is None else _declare(kernel)
+
+
+def load(source: Path, without: str) -> ctypes.CDLL | None:
+    """The library made of a C file, compiled when first needed; None where it cannot be, and the log says `without`."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
     try:
-        path = _cache() / f"kernel-{sha256(source + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
+        name = sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
+        path = _cache() / f"{source.stem}-{name}.so"
         if not path.exists():
             if compiler is None:
                 raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
-            _compile(compiler, path)
-        return _declare(ctypes.CDLL(str(path)))
+            _compile(compiler, path, source)
+        return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("k-means without its compiled kernel, several times slower, same results: %s", error)
+        log.warning("%s: %s", without, error)
         return None
 
 
@@ -76,13 +83,12 @@ def support() -> int | None:
 def pack(
     exact: NDArray[np.float32],
     centre: NDArray[np.float32],
-    centred: NDArray[np.float32],
     offsets: NDArray[np.float32],
     reach: float,
     instructions: int,
 ) -> Packed | None:
     """Make centroids ready (see `nearest.Target`); None if they are outside of what the error bounds cover."""
-    num_centroids, dim = centred.shape
+    num_centroids, dim = exact.shape
     if dim > _LARGEST_DIM or not _REACH[0] < reach < _REACH[1]:
         return None
     padded = -(-num_centroids // _PANEL) * _PANEL
@@ -91,8 +97,9 @@ def pack(
     kernel = library()
     assert kernel is not None
     sizes, outputs = (num_centroids, dim, _LEVELS[instructions]), [_at(array) for array in (packed, *tables)]
-    kernel.raycluster_prepare(_at(centred), _at(offsets), *sizes, *outputs)
-    arrays = (exact, centre, centred, offsets, packed, *tables)
+    if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
+        raise MemoryError("no memory left for packing centroids")
+    arrays = (exact, centre, offsets, packed, *tables)
     slack = 2.04 * (dim + 8) * 2.0**-24
     structure = _Target(*sizes, *[_at(array) for array in arrays], reach, slack)
     return Packed(structure, arrays, instructions)
@@ -148,8 +155,8 @@ def _at(array: NDArray[Any]) -> int:
 
 def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    kernel.raycluster_prepare.argtypes = [pointer, pointer, whole, whole, whole, *[pointer] * 5]
-    kernel.raycluster_prepare.restype = None
+    kernel.raycluster_prepare.argtypes = [*[pointer] * 3, whole, whole, whole, *[pointer] * 5]
+    kernel.raycluster_prepare.restype = whole
     kernel.raycluster_search.argtypes = [pointer, whole, pointer, pointer, whole, pointer]
     kernel.raycluster_search.restype = whole
     kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer, pointer]
@@ -172,9 +179,8 @@ def _cache() -> Path:
     return Path(tempfile.mkdtemp(prefix="raycluster-"))
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, path: Path, source: Path = _SOURCE) -> None:
     """Compile into a temporary file beside `path`, then move it there in one step: many processes may start at once."""
-    source = Path(__file__).with_name("kernel.c")
     temporary = path.with_suffix(f".{os.getpid()}.part")
     command = [compiler, *_FLAGS, "-o", str(temporary), str(source), "-lm"]
     try:

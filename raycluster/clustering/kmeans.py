@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering import hints
-from raycluster.clustering.nearest import Engine, Target, assign, choose, prepare, squared_distances
+from raycluster.clustering.decision import squared_distances
+from raycluster.clustering.nearest import Engine, assign, choose
 from raycluster.clustering.result import KMeans, unit_rows
-from raycluster.clustering.start import Init, split, start, too_few
+from raycluster.clustering.start import Init, donors, halve, start, too_few
 from raycluster.clustering.sums import (
     ClusterSums,
     Labelled,
@@ -22,12 +23,14 @@ from raycluster.clustering.sums import (
     inertia_of,
     means,
     merge,
+    spans,
     spread,
     spread_scale,
     sum_of_squares,
     sum_scale,
     total,
 )
+from raycluster.clustering.target import Target, prepare
 from raycluster.features import Extent, Features, extent
 from raycluster.seeding import generator
 from raycluster.types import Block, UserError
@@ -102,7 +105,7 @@ def kmeans(
         size = extent(features)
     descent = _Descent(features, size, engine, token_hex(8), _normalised if spherical else _unchanged)
     if isinstance(init, State):
-        state = init._replace(velocity=init.velocity.copy())
+        state = init._replace(centroids=init.centroids.copy(), velocity=init.velocity.copy())
     else:
         centroids, num_repaired = start(features, num_clusters, init, size=size, seed=seed, engine=engine)
         centroids = descent.project(centroids)
@@ -140,34 +143,55 @@ class _Steps(NamedTuple):
 
 
 def _iterate(descent: _Descent, state: State, steps: _Steps) -> State:
+    """Steps one by one; centroids and velocity of the state are written over."""
     scale, squares = sum_scale(descent.size), sum_of_squares(descent.features, descent.size)
     num_rows = descent.size.num_rows
     for iteration in range(state.iteration, steps.iterations):
         began = time.perf_counter()
         sums = _sums(descent, state.centroids, scale)
         inertia = [*state.inertia, inertia_of(sums, state.centroids, scale, squares)]
-        rng = generator(steps.seed, "kmeans split", iteration + 1)
-        updated, halved = split(means(sums, scale, state.centroids), sums.counts, rng)
+        pairs = donors(sums.counts, generator(steps.seed, "kmeans split", iteration + 1))
         # Sizes that stay say that labels stay: what is left to do is to bring centroids to the means.
         rising, settled = inertia[-1] > min(inertia), np.array_equal(sums.counts, state.sizes)
         lloyds = iteration < _FIRST_PLAIN or iteration >= steps.iterations - _LAST_PLAIN
-        if not (steps.plain or rising or settled or lloyds):
-            state.velocity[halved] = 0
-            updated += np.multiply(state.velocity, np.float32(_MOMENTUM), out=state.velocity)
-        updated = descent.project(updated)
-        fixed = not halved and np.array_equal(updated, state.centroids)
-        velocity = np.subtract(updated, state.centroids, out=state.velocity)
-        velocity[halved] = 0
-        repaired = state.num_repaired + len(halved) // 2
-        state = State(iteration + 1, updated, velocity, sums.counts, inertia, repaired)
+        momentum = 0.0 if steps.plain or rising or settled or lloyds else _MOMENTUM
+        moved = _advance(descent, state, sums, scale, momentum)
+        _repair(descent, state, sums, scale, pairs)
+        repaired = state.num_repaired + len(pairs)
+        state = State(iteration + 1, state.centroids, state.velocity, sums.counts, inertia, repaired)
         seconds = time.perf_counter() - began
         if steps.report:
-            changed = sums.changed / num_rows
-            kept = state._replace(velocity=velocity.copy())
+            changed = sums.changed / sums.compared if sums.compared else 1.0
+            kept = state._replace(centroids=state.centroids.copy(), velocity=state.velocity.copy())
             steps.report(Progress(iteration + 1, inertia[-1], changed, seconds, num_rows / seconds, kept))
-        if fixed:
+        if not moved and not pairs:
             break
     return state
+
+
+def _advance(descent: _Descent, state: State, sums: ClusterSums, scale: float, momentum: float) -> bool:
+    """Bring centroids to the means of their rows and, with momentum, beyond, in place; whether one moved."""
+    moved = False
+    for part in spans(len(state.centroids)):
+        centroids, velocity = state.centroids[part], state.velocity[part]
+        updated = means(sums, scale, part, centroids)
+        if momentum:
+            updated += velocity * np.float32(momentum)
+        updated = descent.project(updated)
+        np.subtract(updated, centroids, out=velocity)
+        centroids[:] = updated
+        moved |= bool(velocity.any())
+    return moved
+
+
+def _repair(descent: _Descent, state: State, sums: ClusterSums, scale: float, pairs: list[tuple[int, int]]) -> None:
+    """Give each empty cluster half of another, in place. pairs: empty ones and who is halved for them."""
+    if pairs:
+        clusters = np.unique(pairs)
+        state.centroids[clusters] = means(sums, scale, clusters, state.centroids[clusters])
+        halve(state.centroids, pairs)
+        state.centroids[clusters] = descent.project(state.centroids[clusters])
+        state.velocity[clusters] = 0
 
 
 def _sums(descent: _Descent, centroids: NDArray[np.float32], scale: float) -> ClusterSums:
@@ -177,17 +201,18 @@ def _sums(descent: _Descent, centroids: NDArray[np.float32], scale: float) -> Cl
 
 
 def _step(block: Block, target: Target, scale: float, engine: Engine, name: str) -> Sums:
-    labels, changed = _label(block, target, engine, name)
+    labels, changed, compared = _label(block, target, engine, name)
     compiled = choose(engine) == "int8"
-    return Labelled(block.values, labels, len(target.centroids), scale, changed, compiled)
+    return Labelled(block.values, labels, len(target.centroids), scale, changed, compared, compiled)
 
 
-def _label(block: Block, target: Target, engine: Engine, name: str) -> tuple[NDArray[np.int64], int]:
-    """Labels of a block, and how many are not those of the step before."""
-    before = hints.recall(name, block.samples)
+def _label(block: Block, target: Target, engine: Engine, name: str) -> tuple[NDArray[np.int64], int, int]:
+    """Labels of a block; how many are not those of the step before, and of how many that is known."""
+    kept = hints.recall(name, block.samples)
+    before = None if kept is None else kept.astype(np.int64)
     labels = assign(block.values, target, engine, before)
-    hints.keep(name, block.samples, labels)
-    return labels, len(labels) if before is None else int(np.count_nonzero(labels != before))
+    hints.keep(name, block.samples, labels.astype(np.int32))
+    return (labels, 0, 0) if before is None else (labels, int(np.count_nonzero(labels != before)), len(labels))
 
 
 def _finish(descent: _Descent, state: State) -> KMeans:
@@ -227,7 +252,7 @@ def _move(
 
 
 def _assignments(block: Block, target: Target, scale: float, engine: Engine, name: str) -> _Found:
-    labels, _ = _label(block, target, engine, name)
+    labels, _, _ = _label(block, target, engine, name)
     apart = spread(block.values, labels, scale, target.centroids, choose(engine) == "int8")
     return [(block.samples, labels.astype(np.int32))], apart
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.nearest import Target, pair_distances, prepare, product_error
+from raycluster.clustering.decision import pair_distances, product_error
+from raycluster.clustering.target import Target, prepare
 from raycluster.features import Features, device, extent
 from raycluster.types import Block, UserError
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering.nearest import Engine, Target, assign, prepare, squared_distances
+from raycluster.clustering.decision import squared_distances
+from raycluster.clustering.nearest import Engine, assign
 from raycluster.clustering.sums import Labelled, Sums, means, merge, spread_scale, sum_scale, total
+from raycluster.clustering.target import Target, prepare
 from raycluster.features import Extent, Features
 from raycluster.seeding import generator, seed_for
 from raycluster.types import Block, UserError
@@ -18,6 +21,7 @@ Init: TypeAlias = "Literal['random', 'k-means++'] | NDArray[np.floating] | NDArr
 
 _SPLIT = 1 / 1024
 _ROUNDS = 4
+_ROWS = 1024
 _SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
@@ -37,7 +41,7 @@ def start(
                 f"init must be finite centroids of shape ({num_clusters}, {features.dim}); seen {given.shape} with "
                 f"{int((~np.isfinite(given)).sum())} values that are not finite"
             )
-        return given.astype(np.float32), 0
+        return given.astype(np.float32), 0  # a copy: k-means writes over it
     if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer) or given.max(initial=0) >= num_clusters:
         raise UserError(
             f"init must be 'random', 'k-means++', ({num_clusters}, {features.dim}) floats, or labels below "
@@ -50,35 +54,31 @@ def start(
         raise UserError("init labels: none of the samples has a label >= 0; give init='random' for a fresh start")
     nothing = np.zeros((num_clusters, features.dim), np.float32)
     rng = generator(seed, "kmeans split", 0)
-    centroids, halved = split(means(sums, scale, nothing), sums.counts, rng)
-    return centroids, len(halved) // 2
+    centroids, pairs = means(sums, scale, slice(None), nothing), donors(sums.counts, rng)
+    halve(centroids, pairs)
+    return centroids, len(pairs)
 
 
-def split(
-    centroids: NDArray[np.float32], sizes: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], list[int]]:
-    """Give every empty cluster half of one drawn in proportion to its size - 1, while there is one of two rows.
-
-    The halves are the donor's centroid times 1 +- 1/1024, the sign alternating over dimensions (faiss). Also gives the
-    clusters that were changed: each new one, followed by its donor.
-    """
-    empty = np.flatnonzero(sizes == 0)
-    changed: list[int] = []
-    if not len(empty):
-        return centroids, changed
-    centroids, sizes = centroids.copy(), sizes.copy()
-    apart = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
-    for cluster in empty:
+def donors(sizes: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Every empty cluster, and one to be halved for it, drawn in proportion to its size - 1; none of one row is."""
+    sizes, pairs = sizes.copy(), []
+    for empty in np.flatnonzero(sizes == 0).tolist():
         surplus = np.cumsum(np.maximum(sizes - 1, 0))
         if not surplus[-1]:
             break
         donor = int(np.searchsorted(surplus, rng.integers(surplus[-1]), side="right"))
-        centroids[cluster] = centroids[donor] * (1 + apart)
+        sizes[empty] = sizes[donor] // 2
+        sizes[donor] -= sizes[empty]
+        pairs.append((empty, donor))
+    return pairs
+
+
+def halve(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> None:
+    """Give empty clusters one half of their donors, in place: its centroid times 1 +- 1/1024, by dimension (faiss)."""
+    apart = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
+    for empty, donor in pairs:
+        centroids[empty] = centroids[donor] * (1 + apart)
         centroids[donor] *= 1 - apart
-        sizes[cluster] = sizes[donor] // 2
-        sizes[donor] -= sizes[cluster]
-        changed += [int(cluster), donor]
-    return centroids, changed
 
 
 def random_rows(features: Features, num_clusters: int, seed: int) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def _sum_labels(block: Block, table: NDArray[np.integer], num_clusters: int, sca
     labels = np.full(len(block.samples), -1, np.int64)
     labels[known] = table[block.samples[known]]
     chosen = labels >= 0
-    return Labelled(block.values[chosen], labels[chosen], num_clusters, scale, 0, compiled=False)
+    return Labelled(block.values[chosen], labels[chosen], num_clusters, scale, 0, 0, compiled=False)
 
 
 # ------------------------------------------------------------------------------------------------- scalable k-means++
@@ -198,6 +198,8 @@ def _digests(block: Block) -> NDArray[np.bytes_]:
 
 def digest_rows(values: NDArray[np.floating]) -> NDArray[np.bytes_]:
     """16 bytes per row, equal for equal rows; adding 0 makes -0.0 and 0.0 one."""
-    rows = values.astype(np.float32) + np.float32(0)
-    digests = b"".join(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
-    return np.frombuffer(digests, np.dtype("V16"))
+    digests = []
+    for start in range(0, len(values), _ROWS):
+        rows = values[start : start + _ROWS].astype(np.float32) + np.float32(0)
+        digests += [blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+    return np.frombuffer(b"".join(digests), np.dtype("V16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,16 +17,19 @@ from raycluster.types import Block
 _VALUE_BITS = 40
 _TOTAL_BITS = 62
 _LARGEST_BITS = 50
-_ROWS = 4096
+_ROWS = 512
 _CLUSTERS = 1024
 
 
 class ClusterSums(NamedTuple):
-    """counts: (K,) int64 rows. totals: (K, D) int64 sums of round(x * scale). changed: rows not labelled as before."""
+    """counts: (K,) int64 rows. totals: (K, D) int64 sums of round(x * scale). changed: rows not labelled as before, of
+    the compared ones, whose labels before are known where they were summed.
+    """
 
     counts: NDArray[np.int64]
     totals: NDArray[np.int64]
     changed: int
+    compared: int
 
 
 class Labelled(NamedTuple):
@@ -36,6 +40,7 @@ class Labelled(NamedTuple):
     num_clusters: int
     scale: float
     changed: int
+    compared: int
     compiled: bool
 
 
@@ -51,7 +56,7 @@ def merge(left: Sums, right: Sums) -> Sums:
         return _absorb(sums, right)
     np.add(sums.counts, right.counts, out=sums.counts)
     np.add(sums.totals, right.totals, out=sums.totals)
-    return sums._replace(changed=sums.changed + right.changed)
+    return sums._replace(changed=sums.changed + right.changed, compared=sums.compared + right.compared)
 
 
 def total(sums: Sums) -> ClusterSums:
@@ -62,7 +67,7 @@ def total(sums: Sums) -> ClusterSums:
 def _writeable(sums: Sums) -> ClusterSums:
     if isinstance(sums, Labelled):
         shape = sums.num_clusters, sums.values.shape[1]
-        return _absorb(ClusterSums(np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), 0), sums)
+        return _absorb(ClusterSums(np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), 0, 0), sums)
     if sums.totals.flags.writeable and sums.counts.flags.writeable:
         return sums
     return sums._replace(counts=sums.counts.copy(), totals=sums.totals.copy())
@@ -74,11 +79,12 @@ def _absorb(sums: ClusterSums, rows: Labelled) -> ClusterSums:
         if rows.compiled:
             kernel.add_rows(values.astype(np.float32, copy=False), labels, rows.scale, sums.totals, sums.counts)
             continue
-        fixed = np.multiply(values, rows.scale, dtype=np.float64)
+        fixed = values.astype(np.float64)
+        fixed *= rows.scale
         whole = torch.from_numpy(np.rint(fixed, out=fixed)).to(torch.int64)
         torch.from_numpy(sums.totals).index_add_(0, torch.from_numpy(labels), whole)
         sums.counts[:] += np.bincount(labels, minlength=rows.num_clusters)
-    return sums._replace(changed=sums.changed + rows.changed)
+    return sums._replace(changed=sums.changed + rows.changed, compared=sums.compared + rows.compared)
 
 
 def sum_scale(size: Extent) -> float:
@@ -87,14 +93,20 @@ def sum_scale(size: Extent) -> float:
     return 2.0 ** (min(_VALUE_BITS, _TOTAL_BITS - size.num_rows.bit_length()) - int(exponent))
 
 
-def means(sums: ClusterSums, scale: float, otherwise: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(K, D) means of the clusters; rows of `otherwise` where there are none."""
-    result = otherwise.copy()
-    for start in range(0, len(result), _CLUSTERS):
-        part = slice(start, start + _CLUSTERS)
-        used = sums.counts[part] > 0
-        result[part][used] = sums.totals[part][used] / sums.counts[part][used, None] / scale
+def means(
+    sums: ClusterSums, scale: float, clusters: NDArray[np.integer] | slice, otherwise: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(k, D) means of some clusters; rows of `otherwise` where they have none."""
+    counts, totals, result = sums.counts[clusters], sums.totals[clusters], otherwise.copy()
+    used = counts > 0
+    result[used] = totals[used] / counts[used, None] / scale
     return result
+
+
+def spans(num_clusters: int) -> Iterator[slice]:
+    """Clusters that are dealt with together: temporary arrays stay small, however many there are."""
+    for start in range(0, num_clusters, _CLUSTERS):
+        yield slice(start, start + _CLUSTERS)
 
 
 def sum_of_squares(features: Features, size: Extent) -> float:
@@ -122,8 +134,7 @@ def _squares(block: Block, scale: float) -> tuple[int]:
 def inertia_of(sums: ClusterSums, centroids: NDArray[np.float32], scale: float, squares: float) -> float:
     """Sum of squared distances to the centroids that made the sums: |x|^2 - 2 c.x + |c|^2, summed by cluster."""
     result = squares
-    for start in range(0, len(centroids), _CLUSTERS):
-        part = slice(start, start + _CLUSTERS)
+    for part in spans(len(centroids)):
         used = centroids[part].astype(np.float64)
         lengths = np.square(used).sum(axis=1) * sums.counts[part]
         result += float(lengths.sum() - 2 * (used * (sums.totals[part] / scale)).sum())

@@ -48,17 +48,27 @@ def _divide(features: Features, tree: Tree, size: int, seed: int, options: Mappi
     above, groups = tree.labels[-1], len(tree.centroids[-1])
     members = np.split(np.argsort(above, kind="stable"), np.cumsum(np.bincount(above, minlength=groups))[:-1])
     shares = _shares(np.array([_num_distinct(features, tree.samples[rows], size) for rows in members]), members, size)
-    labels, centroids, parents = np.empty_like(above), [], np.repeat(np.arange(groups), shares)
-    for group, (rows, share) in enumerate(zip(members, shares, strict=True)):
-        values = features.rows(tree.samples[rows])
-        cuts = range(0, len(rows), _BLOCK_ROWS)
-        blocks = [Block(tree.samples[rows[cut : cut + _BLOCK_ROWS]], values[cut : cut + _BLOCK_ROWS]) for cut in cuts]
-        found = kmeans(LocalFeatures(blocks), int(share), seed=seed_for(seed, "kmeans group", group), **options)
-        labels[rows] = found.labels + shares[:group].sum()
-        centroids.append(found.centroids)
+    labels, first = np.empty_like(above), np.cumsum(shares) - shares
+    jobs = [
+        (tree.samples[rows], int(share), seed_for(seed, "kmeans group", group), options)
+        for group, (rows, share) in enumerate(zip(members, shares, strict=True))
+    ]
+    found = features.each(_cluster, jobs)
+    for rows, start, (group_labels, _) in zip(members, first, found, strict=True):
+        labels[rows] = start + group_labels
     tree.labels.append(labels)
-    tree.centroids.append(np.concatenate(centroids))
-    tree.parents.append(parents)
+    tree.centroids.append(np.concatenate([centroids for _, centroids in found]))
+    tree.parents.append(np.repeat(np.arange(groups), shares))
+
+
+def _cluster(
+    features: Features, samples: NDArray[np.int64], num_clusters: int, seed: int, options: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels and centroids of some rows; samples ascending."""
+    values, cuts = features.rows(samples), range(0, len(samples), _BLOCK_ROWS)
+    blocks = [Block(samples[cut : cut + _BLOCK_ROWS], values[cut : cut + _BLOCK_ROWS]) for cut in cuts]
+    found = kmeans(LocalFeatures(blocks), num_clusters, seed=seed, **options)
+    return found.labels, found.centroids
 
 
 def _num_distinct(features: Features, samples: NDArray[np.int64], most: int) -> int:

@@ -7,26 +7,41 @@ from collections.abc import Iterator
 import numpy as np
 
 from raycluster.data.decode import BrokenImage, opened
+from raycluster.data.held import Held, Pixels
 from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.read import contents
 from raycluster.data.transforms import View, apply
 from raycluster.seeding import generator
-from raycluster.types import Chunk, ImageBlock
+from raycluster.types import Chunk, ChunkFailed, ImageBlock, UserError
 
 BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
 
 
 def load_chunk(
-    chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings
+    chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings, held: Held | None = None
 ) -> Iterator[ImageBlock]:
     """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels.
 
     Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
-    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts.
+    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts, and
+    whatever else goes wrong ChunkFailed. held: pictures that need not be read; the pixels are the same.
     """
-    header, entries = read_entries(manifest_uri, chunk.samples)
+    try:
+        yield from _loaded(chunk, manifest_uri, view, seed=seed, settings=settings, held=held)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ChunkFailed(chunk.lane, f"{type(error).__name__}: {error}") from error
+
+
+def _loaded(
+    chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings, held: Held | None
+) -> Iterator[ImageBlock]:
     rows = max(1, BLOCK_BYTES // (3 * view.size**2))
-    data = contents(entries, header.image_column)
+    data = held(manifest_uri, chunk.samples) if held else None
+    if data is None:
+        header, entries = read_entries(manifest_uri, chunk.samples)
+        data = contents(entries, header.image_column)
     visits = list(zip(chunk.samples.tolist(), chunk.repeats.tolist(), strict=True))
     for start in range(0, len(visits), rows):
         part = visits[start : start + rows]
@@ -43,7 +58,7 @@ def load_chunk(
         )
 
 
-def _seen(content: bytes | BrokenImage, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:
+def _seen(content: Pixels, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:
     if isinstance(content, BrokenImage):
         raise content
-    return apply(opened(content, max_pixels=max_pixels), view, rng)
+    return apply(opened(content, max_pixels=max_pixels) if isinstance(content, bytes) else content, view, rng)

@@ -113,7 +113,8 @@ def write_manifest(manifest: Manifest, uri: str) -> None:
     samples = np.arange(manifest.num_samples, dtype=np.int64)
     table = manifest.entries.add_column(0, "sample", [samples]).replace_schema_metadata({_METADATA: json.dumps(header)})
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_statistics=False) as writer:
+    options: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
         for start, stop in manifest.shards:
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
     storage.write_bytes(uri, sink.getvalue())
@@ -141,7 +142,8 @@ def read_entries(uri: str, samples: NDArray[np.int64] | None = None) -> tuple[He
 
     def read() -> pa.Table:
         filesystem, path = storage.filesystem(uri)
-        with filesystem.open_input_file(path) as source, pq.ParquetFile(source, metadata=metadata) as file:
+        options = {"metadata": metadata, "page_checksum_verification": True}
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source, **options) as file:
             return file.read_row_groups(shards.tolist(), use_threads=False)
 
     table = storage.attempt("read the manifest", uri, read)

@@ -68,10 +68,19 @@ def pieces(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Chunk]:
     return _in_order(parts, microbatch)
 
 
-def shard_chunks(shards: Sequence[Shard], epoch: int = 0) -> list[Chunk]:
-    """Every sample once, a chunk per shard, whose lane is the number of the shard: the plan of feature extraction."""
+def shard_chunks(shards: Sequence[Shard], epoch: int = 0, visits: int = 1) -> list[Chunk]:
+    """The plan of feature extraction: a chunk per shard, whose lane is the number of the shard.
+
+    Every sample in order, with its visits one after the other.
+    """
     return [
-        Chunk(shard, 0, epoch, np.arange(start, stop, dtype=np.int64), np.zeros(stop - start, np.int32))
+        Chunk(
+            shard,
+            0,
+            epoch,
+            np.repeat(np.arange(start, stop, dtype=np.int64), visits),
+            np.tile(np.arange(visits, dtype=np.int32), stop - start),
+        )
         for shard, (start, stop) in enumerate(shards)
     ]
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling
 from pydantic import Field
 
@@ -28,7 +28,7 @@ cv2.setNumThreads(0)  # tasks run side by side already
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # at a random resized crop, as in torchvision
-_DRAWS = 2 * _ATTEMPTS + 9  # most that one view consumes
+_DRAWS = 2 * _ATTEMPTS + 12  # most that one view consumes
 _ORDERS = list(permutations(range(4)))
 
 
@@ -41,7 +41,8 @@ class View:
     width / height (default 3/4 to 4/3). padding: take a random square of `size` after adding so many black pixels on
     every side; without crop_scale and padding the centre is taken. flip: probability of a mirror image. brightness,
     contrast, saturation: factors from 1 - x to 1 + x. hue: shifts from -x to x of the circle. grayscale: probability
-    of losing colour.
+    of losing colour. equalize, autocontrast: probabilities of spreading the histogram of each channel evenly, or from
+    black to white. sharpness: factor from 1 - x (blurred) to 1 + x.
     """
 
     size: Annotated[int, Field(ge=1)]
@@ -55,6 +56,9 @@ class View:
     saturation: Strength = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     grayscale: Share = 0.0
+    equalize: Share = 0.0
+    autocontrast: Share = 0.0
+    sharpness: Strength = 0.0
 
     def __post_init__(self) -> None:
         mistakes = list(_mistakes(self))
@@ -67,10 +71,15 @@ class View:
         return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
     @property
+    def filters(self) -> bool:
+        """Whether histogram or sharpness are varied."""
+        return bool(self.equalize or self.autocontrast or self.sharpness)
+
+    @property
     def is_random(self) -> bool:
         """Whether two visits of an image may differ."""
         crops = self.crop_scale is not None or self.padding is not None
-        return crops or self.jitters or self.flip > 0 or self.grayscale > 0
+        return crops or self.jitters or self.filters or self.flip > 0 or self.grayscale > 0
 
 
 @settings
@@ -99,6 +108,8 @@ def apply(image: Picture | NDArray[np.uint8], view: View, rng: np.random.Generat
         pixels = _pixels(_jittered(Image.fromarray(pixels), view, draws))
     if view.grayscale and next(draws) < view.grayscale:
         pixels = _pixels(Image.fromarray(pixels).convert("L").convert("RGB"))
+    if view.filters:
+        pixels = _pixels(_filtered(Image.fromarray(pixels), view, draws))
     return pixels[:, ::-1] if flipped else pixels
 
 
@@ -208,6 +219,19 @@ def _jittered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.I
         for strength in (view.brightness, view.contrast, view.saturation)
     )
     return jitter(image, (brightness, contrast, saturation, _between(-view.hue, view.hue, next(draws))), order)
+
+
+def _filtered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.Image:
+    equalize, autocontrast, sharpness = next(draws), next(draws), next(draws)
+    if equalize < view.equalize:
+        image = ImageOps.equalize(image)
+    if autocontrast < view.autocontrast:
+        image = ImageOps.autocontrast(image)
+    if view.sharpness:
+        image = ImageEnhance.Sharpness(image).enhance(
+            _between(max(0.0, 1 - view.sharpness), 1 + view.sharpness, sharpness)
+        )
+    return image
 
 
 def _hue(image: Image.Image, shift: float) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -67,7 +68,8 @@ def _agreement(run_dir: str, pictures: Pictures) -> dict[str, dict[str, float]]:
     if pictures.manifest.labels is None:
         return {}
     files = storage.list_files(storage.join(run_dir, "assignments"))
-    found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in files])
+    read = partial(pq.read_table, page_checksum_verification=True)
+    found = pa.concat_tables([read(pa.BufferReader(storage.read_bytes(uri))) for uri in files])
     truth = dict(zip(pictures.manifest.paths.to_pylist(), pictures.manifest.labels, strict=True))
     known = np.array([truth.get(path, -1) for path in found["path"].to_pylist()])
     if not (known >= 0).any():

@@ -17,22 +17,26 @@ from numpy.typing import NDArray
 from ray.data import DataContext
 
 from raycluster.distributed.errors import user_errors
+from raycluster.patience import patient
 from raycluster.types import Chunk, ImageBlock, Loader
 
 BLOCK_BYTES = 4 * 2**20  # small blocks keep both cores busy and the first batch early (half a second instead of one)
 
 
-def stream(chunks: Sequence[Chunk], load: Loader, *, cpus: float | None = None) -> Iterator[ImageBlock]:
+def stream(
+    chunks: Sequence[Chunk], load: Loader, *, cpus: float | None = None, patience_seconds: float = 0.0
+) -> Iterator[ImageBlock]:
     """The image blocks of `chunks`, in their order; one Ray task reads one chunk.
 
-    cpus: at most so many at a time, None for all of the cluster. Errors of `load` are raised here as they are.
+    cpus: at most so many at a time, None for all of the cluster. patience_seconds: with storage out of reach. Errors of
+    `load` are raised here as they are.
     """
     if not chunks:
         return
     with DataContext.current(quiet_context(cpus)), user_errors():
         items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
         rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            partial(_load_rows, load=load), batch_size=None, batch_format="numpy"
+            partial(_load_rows, load=load, patience_seconds=patience_seconds), batch_size=None, batch_format="numpy"
         )
         for batch in rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4):
             yield from _blocks(batch)
@@ -54,9 +58,11 @@ def quiet_context(cpus: float | None = None) -> DataContext:
     return context
 
 
-def _load_rows(batch: dict[str, NDArray[Any]], *, load: Loader) -> Iterator[dict[str, NDArray[Any]]]:
+def _load_rows(
+    batch: dict[str, NDArray[Any]], *, load: Loader, patience_seconds: float
+) -> Iterator[dict[str, NDArray[Any]]]:
     for data in batch["chunk"]:
-        for block in load(pickle.loads(data)):
+        for block in _patiently(load, pickle.loads(data), patience_seconds):
             n = len(block.samples)
             yield {
                 "lane": np.full(n, block.lane, np.int32),
@@ -65,6 +71,11 @@ def _load_rows(batch: dict[str, NDArray[Any]], *, load: Loader) -> Iterator[dict
                 "image": block.images,
                 "error": block.errors.astype(str),
             }
+
+
+def _patiently(load: Loader, chunk: Chunk, patience_seconds: float) -> Iterator[ImageBlock]:
+    with patient(patience_seconds):
+        yield from load(chunk)
 
 
 def _blocks(batch: dict[str, NDArray[Any]]) -> Iterable[ImageBlock]:

@@ -1,45 +1,67 @@
-"""The line between a job and its training workers: what happens comes out, the wish to stop goes in."""
+"""The line between a job and its training workers: what happens comes out, wishes and the pool of actors go in.
+
+The actor imports this module, so it must not import torch: that would cost every run 5 seconds and a gigabyte.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycluster.distributed.session import TRAIN_SLOT, stop_requested
-from raycluster.extraction import Progress
-from raycluster.pretrain import Event
-from raycluster.report import Watcher
+from raycluster.events import Event, Progress
 
 SECONDS_BETWEEN_LOOKS = 0.3
-SECONDS_UNTIL_A_WORD = 60  # of explanation while the cluster finds no place for the workers
 
 
 class Line:
-    """Keeps events until the job hears them; one actor on the job's machine."""
+    """Keeps events until the job hears them, and wishes until the workers ask; one actor on the job's machine."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._stopping = False
+        self._stopping = self._proposed = self._let_go = False
+        self._crews: list[list[ActorHandle]] = []
 
     def tell(self, event: Event) -> None:
         self._events.append(event)
 
-    def hear(self, stop: bool) -> list[Event]:
-        """What happened since the last call. stop: the job was asked to stop."""
+    def hear(self, stop: bool) -> tuple[list[Event], int]:
+        """What happened since the last call, and how many crews are known. stop: the job was asked to stop."""
         self._stopping = stop
         events, self._events = self._events, []
-        return events
+        return events, len(self._crews)
 
     def stopping(self) -> bool:
         return self._stopping
+
+    def propose(self, size: int) -> bool:
+        """Ray wants to start `size` workers instead of those there are; whether these are ready for it."""
+        self._proposed = True
+        return self._let_go
+
+    def withdraw(self) -> None:
+        """Ray no longer wants to."""
+        self._proposed = self._let_go = False
+
+    def proposed(self) -> bool:
+        return self._proposed
+
+    def let_go(self, ready: bool) -> None:
+        self._let_go = ready
+
+    def appoint(self, actors: list[ActorHandle]) -> None:
+        """From now on these are the pool of features."""
+        self._crews.append(actors)
+
+    def crew(self, number: int) -> list[ActorHandle]:
+        return self._crews[number - 1]
+
+    def crews(self) -> int:
+        return len(self._crews)
 
 
 def open_line() -> ActorHandle:
@@ -55,51 +77,38 @@ class Speaker:
 
     def __init__(self, line: ActorHandle) -> None:
         self._line = line
-        self._last = 0.0
+        self._last, self._phase = 0.0, ""
 
     def tell(self, event: Event) -> None:
         """Pass an event on; of progress only a few a second."""
         if isinstance(event, Progress):
-            if time.monotonic() - self._last < SECONDS_BETWEEN_LOOKS:
+            if event.phase == self._phase and time.monotonic() - self._last < SECONDS_BETWEEN_LOOKS:
                 return
-            self._last = time.monotonic()
+            self._last, self._phase = time.monotonic(), event.phase
         self._line.tell.remote(event)
 
     def stopping(self) -> bool:
+        return bool(self._ask(self._line.stopping))
+
+    def resize_wanted(self) -> bool:
+        """Whether Ray wants to start the workers again in another number."""
+        return bool(self._ask(self._line.proposed))
+
+    def let_go(self, ready: bool) -> None:
+        """Everything is saved, Ray may do so (or may no longer)."""
+        self._ask(self._line.let_go, ready)
+
+    def newest_crew(self) -> int:
+        """The number of the pool that is in office, 0 if none is known."""
+        return int(self._ask(self._line.crews) or 0)
+
+    def crew(self, number: int) -> list[ActorHandle]:
+        """The actors of a pool; every worker must ask for the same number."""
+        found: list[ActorHandle] = ray.get(self._line.crew.remote(number))
+        return found
+
+    def _ask(self, method: Any, *args: Any) -> Any:
         try:
-            return bool(ray.get(self._line.stopping.remote()))
+            return ray.get(method.remote(*args))
         except RayActorError:  # it is being restarted
-            return False
-
-
-@contextmanager
-def listening(line: ActorHandle, watcher: Watcher) -> Iterator[None]:
-    """Meanwhile, show the watcher what the workers tell, and tell them of the wish to stop."""
-    over = threading.Event()
-    thread = threading.Thread(target=_listen, args=(line, watcher, over), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _listen(line: ActorHandle, watcher: Watcher, over: threading.Event) -> None:
-    began, heard = time.monotonic(), False
-    while True:
-        last = over.wait(SECONDS_BETWEEN_LOOKS)
-        try:
-            events = ray.get(line.hear.remote(stop_requested()), timeout=10)
-        except (RayActorError, GetTimeoutError):
-            events = []
-        for event in events:
-            watcher.see(event)
-        heard = heard or bool(events)
-        if not heard and time.monotonic() - began > SECONDS_UNTIL_A_WORD:
-            heard = True
-            has = {name: f"{ray.cluster_resources().get(name, 0):g}" for name in ("CPU", "GPU", TRAIN_SLOT)}
-            told = ", ".join(f"{name} {number}" for name, number in has.items())
-            print(f"waiting for training workers; the cluster has {told}", flush=True)
-        if last:
-            return
+            return None

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OwnerDiedError, RayActorError
 
+from raycluster.distributed import stealing
 from raycluster.features import Features, LocalFeatures, add
+from raycluster.status import this_process
 from raycluster.types import Block
 from raycluster.workers import LostBlocks
 
@@ -44,10 +46,16 @@ class _Held(Sequence[Block]):
 
 
 class FeatureStore:
-    """The blocks of some shards, by version. Its objects die with it; what is lost is asked for again by `have`."""
+    """The blocks of some shards, by version. Its objects die with it; what is lost is asked for again by `have`.
+
+    Blocks lie in the object store, which Ray spills to disk if need be. The process itself holds, during an operation,
+    one sum (k-means: 8 K D bytes), the centroids (at most 9 K D bytes), labels of its rows (4 bytes each), and per
+    thread a few MB for tiles.
+    """
 
     def __init__(self) -> None:
         self.blocks: dict[str, dict[int, ray.ObjectRef]] = {}
+        self.sums: dict[str, tuple[int, Any]] = {}
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to the training workers
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -63,6 +71,10 @@ class FeatureStore:
     def pid(self) -> int:
         return os.getpid()
 
+    def place(self) -> tuple[str, str]:
+        """The node it lives on, and its process."""
+        return ray.get_runtime_context().get_node_id(), this_process()
+
     def have(self, version: str) -> list[int]:
         """Shards held under `version`. Everything else is dropped: features of other weights are never mixed in."""
         self.blocks = {version: self.blocks.get(version, {})}
@@ -74,9 +86,34 @@ class FeatureStore:
         shapes = [ray.get(self.blocks[version][shard]).values.shape for shard in shards]
         return shards, [shape[0] for shape in shapes], max((shape[1] for shape in shapes), default=0)
 
-    def fold(self, version: str, shards: list[int], call: tuple[Any, ...]) -> Any:
+    def places(self, version: str, shards: list[int]) -> dict[int, ray.ObjectRef]:
+        self._require(version, shards)
+        return {shard: self.blocks[version][shard] for shard in shards}
+
+    def work(
+        self, job: str, version: str, shards: list[int], taken: list[ray.ObjectRef], call: tuple[Any, ...]
+    ) -> None:
+        """Fold over blocks of its own, or `taken` ones, and keep the sum; see `stealing.fold`."""
         function, args, combine = call
-        return self._local(version, shards).fold(function, *args, combine=combine)
+        features = LocalFeatures(_Held(taken)) if taken else self._local(version, shards)
+        found = features.fold(function, *args, combine=combine)
+        count, total = self.sums.get(job, (0, None))
+        self.sums[job] = count + 1, combine(total, found) if count else found
+
+    def finish(self, job: str, times: int) -> Any:
+        """The sum of so many calls of `work`."""
+        count, total = self.sums.pop(job, (0, None))
+        if count != times:
+            raise LostBlocks("this actor was restarted in the middle of an operation")
+        return total
+
+    def forget(self, job: str) -> None:
+        """Free what `work` kept for a job that failed elsewhere."""
+        self.sums.pop(job, None)
+
+    def solve(self, blocks: list[ray.ObjectRef], function: Callable[..., T], job: tuple[Any, ...]) -> T:
+        """One whole problem on rows that may lie with other actors."""
+        return function(LocalFeatures(_Held(blocks)), *job)
 
     def collect(self, version: str, shards: list[int], call: tuple[Any, ...]) -> list[Any]:
         function, args = call
@@ -118,6 +155,7 @@ class PooledFeatures:
         with _losses():
             held = ray.get([actor.size.remote(version) for actor in actors])
         self.shards = [shards for shards, _, _ in held]
+        self.filled = [[shard for shard, count in zip(*one[:2], strict=True) if count] for one in held]
         self.num_rows = sum(sum(rows) for _, rows, _ in held)
         self.dim = max(dim for _, _, dim in held)
 
@@ -127,7 +165,7 @@ class PooledFeatures:
     def _fold(self, call: tuple[Any, ...]) -> Any:
         """Sums are added a few at a time, on any machine, so that no process ever holds those of all actors."""
         with _losses():
-            parts = self._ask("fold", call)
+            parts = stealing.fold(self.actors, self.version, self.filled, ray.put(call))
             while len(parts) > _FAN_IN:
                 groups = [parts[start : start + _FAN_IN] for start in range(0, len(parts), _FAN_IN)]
                 parts = [_combined.remote(call[2], *group) for group in groups]
@@ -145,6 +183,13 @@ class PooledFeatures:
             ray.get(actor.map.remote(self.version, shards, call))
 
         return PooledFeatures(self.actors, target, again)
+
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        def solve() -> list[T]:
+            with _losses():
+                return stealing.each(self.actors, self.version, self.filled, (function, jobs))
+
+        return self._healing(solve)
 
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
         parts = self._call("collect", (function, args))

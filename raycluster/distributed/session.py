@@ -18,18 +18,30 @@ import ray
 TRAIN_SLOT = "train_slot"  # requested by training workers only: elastic scheduling live-locks on a shared resource
 
 _stop_requested = False
+_stop_reason = ""
 
 
 def stop_requested() -> bool:
-    """Whether this process was sent SIGINT or SIGTERM."""
+    """Whether this process was sent SIGINT or SIGTERM, or has another reason to stop."""
     return _stop_requested
+
+
+def request_stop(reason: str) -> None:
+    """Ask the run of this process to save and stop. reason: why, for its user."""
+    global _stop_requested, _stop_reason
+    _stop_requested, _stop_reason = True, reason
+
+
+def stop_reason() -> str:
+    """What `request_stop` was told, "" if nobody called it."""
+    return _stop_reason
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks the run to save and stop; the second interrupts it where it is."""
-    global _stop_requested
-    _stop_requested = False
+    global _stop_requested, _stop_reason
+    _stop_requested, _stop_reason = False, ""
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
@@ -52,10 +64,11 @@ def stop_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def ray_session(*, train_slots: int = 0, num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(*, train_slots: int = 0, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """A Ray cluster: the running one if this process already has one or RAY_ADDRESS names one, else one of its own.
 
     train_slots, num_cpus: what a cluster of its own has of training workers and processors; None for all processors.
+    dashboard: whether it has one.
     """
     if ray.is_initialized():
         yield
@@ -63,7 +76,7 @@ def ray_session(*, train_slots: int = 0, num_cpus: int | None = None) -> Iterato
     # Ray's own logs stay in Ray's log files: what concerns the user reaches the job as events and errors.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        own = {} if os.environ.get("RAY_ADDRESS") else _own(folder, train_slots, num_cpus)
+        own = {} if os.environ.get("RAY_ADDRESS") else _own(folder, train_slots, num_cpus, dashboard)
         ray.init(**quiet, **own)
         try:
             yield
@@ -71,7 +84,7 @@ def ray_session(*, train_slots: int = 0, num_cpus: int | None = None) -> Iterato
             ray.shutdown()
 
 
-def _own(folder: str, train_slots: int, num_cpus: int | None) -> dict[str, Any]:
+def _own(folder: str, train_slots: int, num_cpus: int | None, dashboard: bool) -> dict[str, Any]:
     print("starting Ray on this machine", file=sys.stderr, flush=True)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # On a machine of one's own nothing else waits for the processors; at Ray's default niceness decoding would starve.
@@ -80,6 +93,6 @@ def _own(folder: str, train_slots: int, num_cpus: int | None) -> dict[str, Any]:
         "address": "local",
         "num_cpus": num_cpus,
         "resources": {TRAIN_SLOT: max(1, train_slots)},
-        "include_dashboard": False,
+        "include_dashboard": dashboard,
         "_temp_dir": folder,
     }

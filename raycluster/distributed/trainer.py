@@ -4,80 +4,135 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
 
+from raycluster.chronicle import StatusKeeper
+from raycluster.distributed.crew import Crew
+from raycluster.distributed.demand import anchor
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.line import Speaker, listening, open_line
-from raycluster.distributed.pool import Pool, start_pool
-from raycluster.distributed.session import TRAIN_SLOT, ray_session, stop_on_signals, stop_requested
+from raycluster.distributed.line import Speaker, open_line
+from raycluster.distributed.listen import listening
+from raycluster.distributed.policies import Forgiving, is_loss, reason, scaling_policy
+from raycluster.distributed.pool import Pool
+from raycluster.distributed.production import prepare_environment
+from raycluster.distributed.session import TRAIN_SLOT, ray_session, request_stop, stop_on_signals, stop_reason
+from raycluster.distributed.watch import Watchdog
 from raycluster.distributed.workers import RayWorkers
-from raycluster.pretrain import Round, pretrain
+from raycluster.events import Event, Noted, Round
+from raycluster.lease import held
+from raycluster.patience import patient
+from raycluster.pretrain import pretrain
 from raycluster.report import Watcher
 from raycluster.run import Config, begin
 from raycluster.training.process import prepare_process
 from raycluster.types import Stopped, UserError
 
 
-def fit(config: Config) -> str:
-    """Pre-train as `config` says, from the beginning or from where its run directory stands.
+def fit(config: Config, watcher: Watcher | None = None) -> str:
+    """Pre-train as `config` says, from the beginning or from where its run directory stands; `watcher` sees it.
 
     Returns what to print at the end. Raises UserError for users' mistakes and Stopped when it was asked to stop.
     """
-    begin(config)
-    config = replace(config, run=replace(config.run, resume="auto"))  # whoever starts again goes on
-    watcher = Watcher(config)
+    prepare_environment()
     with ExitStack() as stack:
+        stack.enter_context(held(config.run.dir, lost=request_stop))
+        begin(config)
+        config = replace(config, run=replace(config.run, resume="auto"))  # whoever starts again goes on
+        watcher = watcher or Watcher(config)
         stack.callback(watcher.close)
-        stack.enter_context(ray_session(train_slots=config.run.workers_wanted()[1]))
-        stack.enter_context(stop_on_signals())  # after Ray, which has a handler of SIGTERM of its own
-        stack.enter_context(user_errors())
+        with StatusKeeper(config.run.dir) as keeper:
+
+            def see(event: Event) -> None:
+                keeper.see(event)
+                watcher.see(event)
+
+            stack.enter_context(ray_session(train_slots=config.run.workers_wanted()[1]))
+            stack.enter_context(stop_on_signals())  # after Ray, which has a handler of SIGTERM of its own
+            stack.enter_context(user_errors())
+            outcome, text = _fit(config, see)
+            if outcome == "mistake":
+                raise UserError(text)
+            if outcome == "stopped":
+                if stop_reason():
+                    raise UserError(stop_reason())
+                raise Stopped(text)
+    return watcher.summary
+
+
+def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
+    """One call of Ray Train, however many groups of workers come and go meanwhile: (outcome, text)."""
+    least, most, on_gpu = _placement(config)
+    anchor()
+    crew = Crew(f"features-{uuid.uuid4().hex[:8]}", config.run.actors)
+    loop: dict[str, Any] = {"config": config, "actors": crew.actors}
+    slot = "GPU" if on_gpu else TRAIN_SLOT
+    with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raycluster-", ignore_cleanup_errors=True))
-        least, most, on_gpu = _placement(config)
-        actors = start_pool(f"features-{uuid.uuid4().hex[:8]}", config.run.actors or len(ray.nodes()))
-        loop: dict[str, Any] = {"config": config, "actors": actors}
-        if most:
-            loop["line"] = open_line()
-            stack.enter_context(listening(loop["line"], watcher))
+        line = open_line() if most else None
+        if line is not None:
+            loop["line"] = line
+            stack.enter_context(listening(line, see, crew, Watchdog(slot, least)))
         else:
-            loop["watcher"] = watcher
+            loop["see"] = see
         trainer = _Trainer(
             _train,  # type: ignore[arg-type]
             train_loop_config=loop,
             scaling_config=ScalingConfig(
-                num_workers=most if least == most else (least, most),  # type: ignore[arg-type]
+                num_workers=most if least == most else (least, most),
                 use_gpu=on_gpu,
                 resources_per_worker={"GPU": 1} if on_gpu else {TRAIN_SLOT: 1, "CPU": 0},
+                elastic_resize_monitor_interval_s=config.run.resize_seconds,
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[arg-type]
                 name=f"raycluster-{uuid.uuid4().hex[:12]}",  # a name Ray has seen would resume Ray's own snapshot
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=config.run.max_failures),
             ),
         )
-        outcome, text = trainer.fit().return_value  # type: ignore[attr-defined]
-    if outcome == "mistake":
-        raise UserError(text)
-    if outcome == "stopped":
-        raise Stopped(text)
-    return watcher.summary
+        trainer.line = line
+        try:
+            found: tuple[str, str] = trainer.fit().return_value  # type: ignore[attr-defined]
+        except TrainingFailedError as error:
+            if not is_loss(error):
+                raise
+            raise UserError(
+                f"training workers were lost more than run.max_failures = {config.run.max_failures} times, the last "
+                f"time{reason(error)}. What was saved is safe: the same command goes on from the last checkpoint, with "
+                "a larger run.max_failures or on machines that last longer"
+            ) from error
+    return found
 
 
 class _Trainer(TorchTrainer):
+    """With our policies in place of Ray's, and without its handler of Ctrl-C."""
+
+    line: ActorHandle | None = None
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if self.line is not None:
+            scaling, run = cast("ScalingConfig", self.scaling_config), cast("RunConfig", self.run_config)
+            arguments["scaling_policy"] = scaling_policy(scaling, self.line)
+            arguments["failure_policy"] = Forgiving(run.failure_config or FailureConfig(), self.line)
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+
     def _register_sigint_handler(self, controller: object) -> None:
         """Leave Ctrl-C to `stop_on_signals`: Ray's own handler ends the workers where they are, unsaved."""
 
 
 def _placement(config: Config) -> tuple[int, int, bool]:
-    """(fewest workers, most workers, one GPU each?), checked against what the cluster has or could have."""
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
+    """(fewest workers, most workers, one GPU each?), checked against what the cluster has, or is said to get."""
+    total, device = ray.cluster_resources(), config.run.device
+    gpus = int(total.get("GPU", 0)) if device != "cpu" else 0
     least, most = config.run.workers_wanted()
     if config.run.workers == "auto":
         least, most = (1, gpus) if gpus > 1 else (0, 0)
@@ -87,12 +142,13 @@ def _placement(config: Config) -> tuple[int, int, bool]:
             f"{config.training.num_microbatches} microbatches of {config.training.microbatch}; "
             "allow fewer workers or make training.microbatch smaller"
         )
-    if most and not gpus and TRAIN_SLOT not in total:
+    if most and not gpus and TRAIN_SLOT not in total and device == "auto":
         raise UserError(
             f"run.workers is {config.run.workers}, but no node of this cluster has GPUs or the resource {TRAIN_SLOT}; "
-            f"start its nodes with --resources='{{\"{TRAIN_SLOT}\": 1}}', or set run.workers=0 to train in the job"
+            f"start its nodes with --resources='{{\"{TRAIN_SLOT}\": 1}}', or set run.workers=0 to train in the job; "
+            "where an autoscaler has yet to bring them, set run.device=gpu or run.device=cpu"
         )
-    return least, most, bool(most and gpus)
+    return least, most, bool(most and (gpus or device == "gpu"))
 
 
 def _train(loop: dict[str, Any]) -> tuple[str, str]:
@@ -102,16 +158,18 @@ def _train(loop: dict[str, Any]) -> tuple[str, str]:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     speaker = Speaker(loop["line"]) if "line" in loop else None
-    workers = RayWorkers(
-        Pool(loop["actors"]), rank=rank, size=size, stopping=speaker.stopping if speaker else stop_requested
-    )
-    see = speaker.tell if speaker else loop["watcher"].see
+    see = speaker.tell if speaker else loop["see"]
+    patience_seconds = 60 * config.run.storage_minutes
+    workers = RayWorkers(Pool(loop["actors"]), rank=rank, size=size, speaker=speaker, patience_seconds=patience_seconds)
+    workers.decode_cpus = config.run.decode_cpus
     try:
-        for event in pretrain(config, workers):
-            if rank == 0:
-                see(event)
-            if isinstance(event, Round):
-                ray.train.report({key: value for key, value in event.record.items() if isinstance(value, (int, float))})
+        with patient(patience_seconds, tell=lambda text: see(Noted(text)), stopping=workers.stopping):
+            for event in pretrain(config, workers):
+                if rank == 0:
+                    see(event)
+                if isinstance(event, Round):
+                    figures = {key: value for key, value in event.record.items() if isinstance(value, (int, float))}
+                    ray.train.report(figures)
     except UserError as error:  # raised, it would be taken for a lost worker and tried again
         return "mistake", str(error)
     except Stopped as stop:

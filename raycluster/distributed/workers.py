@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import ray
+import ray.train
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from raycluster.distributed.ingest import stream
+from raycluster.distributed.line import SECONDS_BETWEEN_LOOKS, Speaker
 from raycluster.distributed.pool import Pool
 from raycluster.distributed.session import stop_requested
 from raycluster.features import Features, device
 from raycluster.types import Block, Chunk, ImageBlock, Loader
+from raycluster.workers import Coming
+
+SECONDS_WITHOUT_DEADLINE = 120.0  # after a notice that names none; Ray Train waits as long
 
 T = TypeVar("T")
 
@@ -27,13 +33,16 @@ class RayWorkers:
     With size > 1 torch's process group must exist, as it does inside Ray Train.
     """
 
+    decode_cpus = 0  # that decoding may ask an autoscaler for, all workers together; at least those that are there
+
     def __init__(
-        self, pool: Pool, *, rank: int = 0, size: int = 1, stopping: Callable[[], bool] = stop_requested
+        self, pool: Pool, *, rank: int = 0, size: int = 1, speaker: Speaker | None = None, patience_seconds: float = 0.0
     ) -> None:
         self.rank, self.size = rank, size
-        self.stopping = stopping
+        self.stopping = speaker.stopping if speaker else stop_requested
         self.device = device()
-        self._pool = pool
+        self._noticed_at: float | None = None
+        self._pool, self._speaker, self._patience_seconds = pool, speaker, patience_seconds
         # Waits for slow phases on one worker (k-means) pass through this group; the default one would time out.
         self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.size > 1 else None
 
@@ -72,20 +81,50 @@ class RayWorkers:
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
     def stream(self, chunks: Sequence[Chunk], load: Loader) -> Iterator[ImageBlock]:
-        cpus = ray.cluster_resources().get("CPU", 1.0) / self.size if self.size > 1 else None
-        return stream(chunks, load, cpus=cpus)
+        # Without a limit Ray Data would ask an autoscaler for ever more, and one that cannot bring all brings nothing.
+        cpus = max(ray.cluster_resources().get("CPU", 1.0), self.decode_cpus) / self.size
+        return stream(chunks, load, cpus=cpus, patience_seconds=self._patience_seconds)
 
     def put(self, version: str, shard: int, block: Block) -> None:
         self._pool.put(version, shard, block)
 
     def missing(self, version: str, shards: Sequence[int]) -> list[int]:
         self._pool.flush()
+        if self._speaker is not None:
+            number = self.once(self._speaker.newest_crew)
+            if number:
+                self._pool.actors = self._speaker.crew(number)
         if self._control is not None:
             dist.barrier(group=self._control)
         return self.once(self._pool.missing, version, shards)
 
     def features(self, version: str) -> Features:
         return self._pool.features(version)
+
+    def coming(self) -> Coming:
+        if self._speaker is None:
+            return Coming()
+        notice = ray.train.get_preemption_info()
+        if notice is None:
+            self._noticed_at = None
+            return Coming(None, self.rank == 0 and self._speaker.resize_wanted())
+        self._noticed_at = self._noticed_at or time.time()
+        deadline = notice.deadline_ms / 1000 if notice.deadline_ms else self._noticed_at + SECONDS_WITHOUT_DEADLINE
+        return Coming(max(0.0, deadline - time.time()))
+
+    def let_go(self, seconds: float) -> None:
+        self.once(self._wait_for_the_end, seconds)
+
+    def _wait_for_the_end(self, seconds: float) -> None:
+        assert self._speaker is not None
+        proposed = self._speaker.resize_wanted()
+        self._speaker.let_go(True)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.stopping():
+            if proposed and not self._speaker.resize_wanted():
+                break
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._speaker.let_go(False)
 
 
 def _portable(error: Exception) -> Exception:

@@ -4,6 +4,7 @@ Features, ECCV 2018, section 3.2), with the sampler its paper describes: uniform
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
 from raycluster.data.sampling import once, uniform_over_clusters
 from raycluster.features import Features
-from raycluster.types import Assignments
+from raycluster.types import Assignments, Head, Wanted
 
 
 @settings
@@ -45,10 +46,22 @@ class Method:
     def heads(self) -> tuple[int, ...]:
         return (self.num_clusters,)
 
+    def wants(self) -> Wanted:
+        return Wanted(self.layer, self.descriptor)
+
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
         return [epoch * steps_per_epoch for epoch in range(0, epochs, self.reassign_every_epochs)]
 
-    def assign(self, features: Features, num_samples: int, seed: int, previous: Assignments | None) -> Assignments:
+    def assign(
+        self,
+        features: Features | None,
+        *,
+        num_samples: int,
+        seed: int,
+        heads: Sequence[Head],
+        previous: Assignments | None,
+    ) -> Assignments:
+        assert features is not None
         warm = self.start == "previous" and previous is not None
         result = kmeans(
             whiten(features, min(self.pca_dim, features.dim)),
@@ -65,6 +78,7 @@ class Method:
             "inertia": result.inertia[-1] / len(result.samples),
             "num_repaired": float(result.num_repaired),
             "iterations": float(len(result.inertia)),
+            "compiled_engine": float(result.engine == "int8"),
         }
         return Assignments(labels, self.heads(), figures, {"centroids": result.centroids})
 

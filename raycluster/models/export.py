@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from importlib import import_module
 from typing import Any
 
@@ -24,21 +25,33 @@ def export(backbone: Backbone, settings: Mapping[str, Any]) -> tuple[bytes, byte
     weights.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.body.state_dict().items()}
-    description = {"settings": settings, "layers": backbone.layers, "num_features": backbone.num_features}
-    return safetensors.torch.save(weights), json.dumps(description, indent=2).encode()
+    content = safetensors.torch.save(weights)
+    description = {
+        "settings": settings,
+        "layers": backbone.layers,
+        "num_features": backbone.num_features,
+        "sha256": sha256(content).hexdigest(),
+    }
+    return content, json.dumps(description, indent=2).encode()
 
 
 def load_backbone(run_uri: str) -> Backbone:
     """The exported backbone of a run, in evaluation mode: (n, 3, h, w) RGB uint8 or [0, 1] -> features before the last
     ReLU.
 
-    Raises UserError if `run_uri` holds no exported backbone, or one that this version cannot build.
+    Raises UserError if `run_uri` holds no exported backbone, a damaged one, or one that this version cannot build.
     """
     description = json.loads(storage.read_bytes(storage.join(run_uri, DESCRIPTION)))
+    content = storage.read_bytes(storage.join(run_uri, WEIGHTS))
+    if description.get("sha256") not in (None, sha256(content).hexdigest()):
+        raise UserError(
+            f"{storage.join(run_uri, WEIGHTS)} is damaged: its content does not match the checksum in {DESCRIPTION}; "
+            "copy both files again, or remove report.json and run the same command to export them again"
+        )
     model = description["settings"]["model"]
     try:
         backbone: Backbone = import_module(f"raycluster.models.{model['name']}").Model(**model).build(seed=0)
-        weights = safetensors.torch.load(storage.read_bytes(storage.join(run_uri, WEIGHTS)))
+        weights = safetensors.torch.load(content)
         backbone.body.load_state_dict(weights)
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(

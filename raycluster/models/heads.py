@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from raycluster.types import Head
+
 
 class Heads(nn.Module):
     """ReLU, then one linear layer per head: (n, num_features) -> [(n, size) logits for each of `sizes`].
@@ -28,3 +30,8 @@ class Heads(nn.Module):
         """(n, num_features) before their ReLU -> one (n, size) per head."""
         activations = features.relu()
         return [layer(activations) for layer in self.linear]
+
+    def arrays(self) -> list[Head]:
+        """Copies of weight (size, num_features) and bias (size,) of each head."""
+        values = [parameter.detach().cpu().numpy().copy() for parameter in self.parameters()]
+        return list(zip(values[::2], values[1::2], strict=True))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raycluster.config import settings
+from raycluster.training.rotation import TURNS
 from raycluster.types import UserError
 
 
@@ -21,7 +22,8 @@ class TrainingSettings:
     start, on top of any schedule. mode: `exact` gives the same bits for any number of workers on the same kind of
     hardware, `fast` the same to about 1e-5. precision: of the forward pass; weights and gradients are always fp32.
     threads: per worker on a CPU; part of the result. forward_rows: in fast mode, at most so many rows go through the
-    network at once, which bounds memory; null for 256.
+    network at once, which bounds memory; null for 256. rotation: one more head learns by how many quarter turns a
+    picture was turned; every picture is then four rows, and only the upright one has labels.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 100
@@ -40,6 +42,7 @@ class TrainingSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     threads: Annotated[int, Field(ge=1)] = 2
     forward_rows: Annotated[int, Field(ge=2)] | None = None
+    rotation: bool = False
 
     @property
     def num_microbatches(self) -> int:
@@ -47,9 +50,19 @@ class TrainingSettings:
         return self.global_batch // self.microbatch
 
     @property
+    def further_heads(self) -> tuple[int, ...]:
+        """Sizes of the heads that learn something else than labels; they come after the others."""
+        return (TURNS,) if self.rotation else ()
+
+    @property
+    def rows_per_microbatch(self) -> int:
+        """Rows that the network sees of one microbatch."""
+        return self.microbatch * (TURNS if self.rotation else 1)
+
+    @property
     def microbatches_per_forward(self) -> int:
         """How many microbatches go through the network together at most."""
-        return 1 if self.mode == "exact" else max(1, (self.forward_rows or 256) // self.microbatch)
+        return 1 if self.mode == "exact" else max(1, (self.forward_rows or 256) // self.rows_per_microbatch)
 
     def __post_init__(self) -> None:
         if faults := [*self._size_faults(), *self._mode_faults(), *self._schedule_faults()]:
@@ -72,8 +85,10 @@ class TrainingSettings:
             )
         if self.mode == "exact" and self.forward_rows is not None:
             faults.append("forward_rows has no effect in mode exact, which takes one microbatch at a time: remove it")
-        if self.mode == "fast" and self.forward_rows is not None and self.forward_rows % self.microbatch:
-            faults.append(f"forward_rows {self.forward_rows} is no multiple of microbatch {self.microbatch}")
+        if self.mode == "fast" and self.forward_rows is not None and self.forward_rows % self.rows_per_microbatch:
+            faults.append(
+                f"forward_rows {self.forward_rows} is no multiple of microbatch, {self.rows_per_microbatch} rows"
+            )
         return faults
 
     def _schedule_faults(self) -> list[str]:

@@ -18,6 +18,7 @@ from raycluster.models.heads import Heads
 from raycluster.training.loss import Loss, cross_entropy
 from raycluster.training.optimiser import Optimisers
 from raycluster.training.process import reproducible
+from raycluster.training.rotation import turned, with_rotation
 from raycluster.training.settings import TrainingSettings
 from raycluster.training.sums import FixedPoint, Sums
 from raycluster.types import UserError
@@ -71,7 +72,8 @@ class Step:
     """Makes optimiser steps of one network; make a new one when its heads are replaced.
 
     network: a Network, or one wrapped in DistributedDataParallel (fast mode only), which then averages the gradients;
-    unwrapped, `add` sums them. add: replaces a tensor by its sum over all workers, in place. loss: of each row.
+    unwrapped, `add` sums them. add: replaces a tensor by its sum over all workers, in place. loss: of each row, None
+    for the one that the settings ask for.
     """
 
     def __init__(
@@ -81,17 +83,18 @@ class Step:
         settings: TrainingSettings,
         *,
         add: Callable[[Tensor], None] = alone,
-        loss: Loss = cross_entropy,
+        loss: Loss | None = None,
     ) -> None:
         self._network, self._optimisers, self._settings = network, optimisers, settings
-        self._add, self._loss = add, loss
+        self._add = add
+        self._loss = loss or (with_rotation if settings.rotation else cross_entropy)
         self._wrapped = network if isinstance(network, DistributedDataParallel) else None
         if self._wrapped is not None and settings.mode == "exact":
             raise ValueError("exact mode adds gradients as integers: pass the network unwrapped")
         self._norms = [module for module in network.modules() if isinstance(module, GhostBatchNorm)]
         self._dropouts = [module for module in network.modules() if isinstance(module, SeededDropout)]
         for norm in self._norms:
-            norm.microbatch = settings.microbatch
+            norm.microbatch = settings.rows_per_microbatch
         self._sums = Sums(network.parameters(), [norm.num_features for norm in self._norms], num_figures=2)
         self._fixed = FixedPoint(self._sums, settings.num_microbatches) if settings.mode == "exact" else None
 
@@ -133,14 +136,16 @@ class Step:
                 torch.cat([microbatch.weights for microbatch in microbatches]),
             )
         )
+        if self._settings.rotation:
+            images, labels, weights = turned(images, labels, weights)
         for dropout in self._dropouts:
             dropout.seeds = [microbatch.seed for microbatch in microbatches]
         precision = _PRECISION[self._settings.precision]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = self._network(images.permute(0, 3, 1, 2))
-        loss = self._loss(logits, labels, weights).sum() / self._settings.microbatch
+        loss = self._loss(logits, labels, weights).sum() / self._settings.rows_per_microbatch
         (loss * self._optimisers.loss_scale).backward()
-        weight = (weights * (labels >= 0).any(0)).sum() / self._settings.microbatch
+        weight = (weights * (labels >= 0).any(0)).sum() / self._settings.rows_per_microbatch
         statistics = [norm.statistics for norm in self._norms if norm.statistics is not None]
         self._sums.add(statistics, torch.stack((loss.detach(), weight)))
 

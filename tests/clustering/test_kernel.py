@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raycluster.clustering import kernel
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.nearest import assign, choose, nearest, prepare
+from raycluster.clustering.nearest import assign, choose, nearest
+from raycluster.clustering.target import prepare
 from raycluster.features import LocalFeatures
 from raycluster.types import Block
 

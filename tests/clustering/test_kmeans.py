@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.nearest import Engine, nearest
 from raycluster.clustering.result import KMeans
-from raycluster.clustering.sums import ClusterSums, Labelled, merge
-from raycluster.features import LocalFeatures
+from raycluster.clustering.sums import ClusterSums, Labelled, merge, sum_scale
+from raycluster.features import Extent, LocalFeatures
 from raycluster.types import Block, UserError
 
 LINE = np.array([[0], [1], [2], [9], [10], [11], [20]], np.float32)
@@ -201,6 +201,19 @@ def test_previous_labels_may_be_missing_or_few() -> None:
         kmeans(_features(LINE), 3, init=np.full(7, -1))
 
 
+def test_ids_and_sums_of_more_rows_than_32_bits_count() -> None:
+    values = _mixture(300)
+    far = LocalFeatures([Block(np.arange(300) + 2**40, values)])
+    found = kmeans(far, 7, init=values[:7])
+    assert found.samples[0] == 2**40 and np.array_equal(
+        found.labels, kmeans(_features(values), 7, init=values[:7]).labels
+    )
+    for num_rows in (1, 2**31, 2**33):
+        high = np.array([3.0], np.float32)
+        scale = sum_scale(Extent(num_rows, -high, high))
+        assert num_rows * round(3.0 * scale) < 2**63 and scale >= 2.0**20
+
+
 def test_mistakes_are_named() -> None:
     features = _features(LINE)
     with pytest.raises(UserError, match="7 rows cannot fill 8 clusters"):
@@ -243,11 +256,11 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
         for cluster in clusters:
             counts[cluster], totals[cluster] = 1, (80 * cluster, 8 * cluster)
         counts.flags.writeable = totals.flags.writeable = False
-        return ClusterSums(counts, totals, 1)
+        return ClusterSums(counts, totals, 1, 2)
 
     def rows(*clusters: int) -> Labelled:
         values = np.array([[10 * cluster, cluster] for cluster in clusters], np.float32)
-        return Labelled(values, np.array(clusters), 6, 8.0, 1, compiled=len(clusters) % 2 == 0)
+        return Labelled(values, np.array(clusters), 6, 8.0, 1, 2, compiled=len(clusters) % 2 == 0)
 
     for parts in (
         (sums(0, 2), rows(2, 5), rows(1), sums(0, 1, 2, 5)),
@@ -257,6 +270,6 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
             found: ClusterSums | Labelled = order[0]
             for part in order[1:]:
                 found = merge(found, part)
-            assert isinstance(found, ClusterSums) and found.changed == 4
+            assert isinstance(found, ClusterSums) and found.changed == 4 and found.compared == 8
             assert found.counts.tolist() == [2, 2, 3, 0, 0, 2]
             assert found.totals[:, 1].tolist() == [0, 16, 48, 0, 0, 80]

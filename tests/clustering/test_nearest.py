@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from raycluster.clustering import byte_search, decision, searches
 from raycluster.clustering import nearest as module
-from raycluster.clustering.nearest import assign, nearest, prepare
+from raycluster.clustering.nearest import assign, nearest
+from raycluster.clustering.target import prepare
 from raycluster.types import UserError
 
 ENGINES = ["torch", "faiss", "int8"]
+
+
+@pytest.fixture(params=["bytes", "float32"], autouse=True, scope="module")
+def products(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the engine `torch` multiplies: bytes, where this processor is fast at it, and what every other has."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "float32":
+            patch.setattr(module, "can_search", lambda target: False)
+        yield request.param
 
 
 def _naive(values: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,9 +104,12 @@ def test_a_row_is_labelled_alike_in_any_company() -> None:
 
 def test_many_centroids_are_searched_in_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     values, centroids = _random(300, 90, 6)
-    monkeypatch.setitem(module._TILE_SCORES, "cpu", 1)
-    monkeypatch.setattr(module, "_PAIR_ENTRIES", 1)
-    assert np.array_equal(nearest(values, centroids)[0], _naive(values, centroids)[0])
+    monkeypatch.setitem(searches._TILE_SCORES, "cpu", 1)
+    monkeypatch.setattr(byte_search, "_TILE_SCORES", 1)
+    monkeypatch.setattr(byte_search, "_PANEL_SCORES", 2000)
+    monkeypatch.setattr(decision, "_PAIR_ENTRIES", 1)
+    for engine in ENGINES:
+        assert np.array_equal(nearest(values, centroids, engine=engine)[0], _naive(values, centroids)[0])
 
 
 def test_coarse_products_change_no_label() -> None:
@@ -101,7 +117,7 @@ def test_coarse_products_change_no_label() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        labels, _ = nearest(values, centroids)
+        labels, _ = nearest(values, centroids, engine="torch")
     finally:
         torch.set_float32_matmul_precision(before)
     assert np.array_equal(labels, _naive(values, centroids)[0])
@@ -131,5 +147,6 @@ def test_input_is_checked() -> None:
 def test_a_gpu_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     values, centroids = _random(5000, 300, 64)
     on_gpu, _ = nearest(values, centroids)
-    monkeypatch.setattr(module, "device", lambda: torch.device("cpu"))
+    for part in (module, searches, byte_search):
+        monkeypatch.setattr(part, "device", lambda: torch.device("cpu"))
     assert np.array_equal(on_gpu, nearest(values, centroids)[0])

@@ -276,3 +276,13 @@ def test_cifar() -> None:
     assert manifest.labels is not None
     assert np.bincount(manifest.labels).tolist() == [5000] * 10
     assert manifest.shards[0] == (0, 1000)
+
+
+def test_damaged_manifest_is_named(tmp_path: Path) -> None:
+    uri = str(tmp_path / "manifest.parquet")
+    write_manifest(build_manifest(DataSettings(uri="digits")), uri)
+    content = bytearray((tmp_path / "manifest.parquet").read_bytes())
+    content[100] ^= 1
+    (tmp_path / "manifest.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read the manifest .*manifest\.parquet"):
+        read_manifest(uri)

@@ -157,6 +157,11 @@ def test_extraction_visits_every_sample_of_its_shard_in_order() -> None:
     assert (second.lane, second.samples.tolist(), second.repeats.tolist()) == (1, [3, 4], [0, 0])
 
 
+def test_extraction_can_visit_a_sample_several_times() -> None:
+    (chunk,) = shard_chunks([(3, 5)], visits=3)
+    assert (chunk.samples.tolist(), chunk.repeats.tolist()) == ([3, 3, 3, 4, 4, 4], [0, 1, 2, 0, 1, 2])
+
+
 def test_a_gap_in_a_lane_is_noticed() -> None:
     chunks = shard_chunks([(0, 6)])
     broken = [block for block in blocks(chunks, rows=2) if block.start != 2]

@@ -133,6 +133,26 @@ def test_jitter_strengths_bound_the_factors() -> None:
     assert abs(levels.mean() - 100) < 3
 
 
+def test_histogram_and_sharpness_change_as_in_torchvision(draw) -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    image = Image.fromarray(draw(40, 40))
+    equal, stretched = functional.equalize(image), functional.autocontrast(image)
+    for view, theirs in (
+        (View(size=40, equalize=1), equal),
+        (View(size=40, autocontrast=1), stretched),
+        (View(size=40, equalize=1, autocontrast=1), functional.autocontrast(equal)),
+    ):
+        assert view.is_random
+        assert (apply(image, view, np.random.default_rng(0)) == np.asarray(theirs)).all()
+    seen = [apply(image, View(size=40, equalize=0.2), np.random.default_rng(seed)) for seed in range(500)]
+    assert abs(np.mean([(one == np.asarray(equal)).all() for one in seen]) - 0.2) < 0.06
+    blurred, sharpened = (np.asarray(functional.adjust_sharpness(image, factor)).astype(int) for factor in (0, 2))
+    for seed in range(20):
+        one = apply(image, View(size=40, sharpness=1), np.random.default_rng(seed))
+        low, high = np.minimum(blurred, sharpened), np.maximum(blurred, sharpened)
+        assert (low - 1 <= one).all() and (one <= high + 1).all()
+
+
 def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
     view = View(
         size=20, crop_scale=(0.1, 1), flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grayscale=0.2

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import numpy as np
@@ -58,30 +61,72 @@ def wanted() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_the_same_bits_whoever_holds_the_blocks(ray_cluster: None, wanted: dict[int, str], num_actors: int) -> None:
+def test_the_same_bits_whoever_holds_the_blocks_and_whoever_dies(
+    ray_cluster: None, wanted: dict[int, str], num_actors: int
+) -> None:
+    """1, 2, 7, 64 blocks, in order and shuffled; then all of them at once, while an actor is killed."""
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
     for num_blocks in (1, 2, 7, 64):
         for shuffled in (False, True):
             features = pooled(actors, num_blocks, shuffled=shuffled)
-            for num_clusters, hashed in wanted.items():
-                assert digest(kmeans(features, num_clusters, seed=2, iterations=8)) == hashed
+            assert digest(kmeans(features, 5, seed=2, iterations=8)) == wanted[5]
+    killed = threading.Barrier(4, action=lambda: os.kill(ray.get(actors[-1].pid.remote()), signal.SIGKILL))
+
+    def with_a_death(num_blocks: int) -> str:
+        def kill(progress: Progress) -> None:
+            if progress.iteration == 3:
+                killed.wait(timeout=60)
+
+        features = pooled(actors, num_blocks, shuffled=True)
+        return digest(kmeans(features, 40, seed=2, iterations=8, report=kill))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(with_a_death, (1, 2, 7, 64))) == [wanted[40]] * 4
     for actor in actors:
         ray.kill(actor)
 
 
-def test_an_actor_that_dies_in_the_middle_changes_no_bit(ray_cluster: None, wanted: dict[int, str]) -> None:
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 3)
-    features = pooled(actors, 7, shuffled=True)
-
-    def kill(progress: Progress) -> None:
-        if progress.iteration == 3:
-            os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
-
-    assert digest(kmeans(features, 40, seed=2, iterations=8, report=kill)) == wanted[40]
+def test_a_whitened_copy_is_made_again_when_its_actor_dies(ray_cluster: None) -> None:
+    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
     local = whiten(LocalFeatures([Block(np.arange(NUM_ROWS), rows())]), 8)
-    whitened = whiten(features, 8)
-    os.kill(ray.get(actors[2].pid.remote()), signal.SIGKILL)
+    whitened = whiten(pooled(actors, 7, shuffled=True), 8)
+    os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
     assert digest(kmeans(whitened, 5, seed=2)) == digest(kmeans(local, 5, seed=2))
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_idle_actors_take_blocks_from_slow_ones(ray_cluster: None) -> None:
+    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+    features = pooled(actors, 32, shuffled=False)
+    slow = ray.get(actors[0].pid.remote())
+    worked = features.fold(_who, slow, combine=_join)
+    assert sum(worked.values()) == NUM_ROWS
+    assert worked[slow] < NUM_ROWS / 2 < worked[ray.get(actors[1].pid.remote())]
+    for actor in actors:
+        ray.kill(actor)
+
+
+def _who(block: Block, slow: int) -> dict[int, int]:
+    """Rows by process; one process is slow."""
+    if os.getpid() == slow:
+        time.sleep(0.05)
+    return {os.getpid(): len(block.samples)}
+
+
+def _join(left: dict[int, int], right: dict[int, int]) -> dict[int, int]:
+    return {who: left.get(who, 0) + right.get(who, 0) for who in left | right}
+
+
+def test_a_tree_grows_alike_on_several_actors(ray_cluster: None) -> None:
+    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+    here = raycluster.kmeans_tree(rows(), [4, 25], iterations=4)
+    there = raycluster.kmeans_tree(pooled(actors, 7, shuffled=True), [4, 25], iterations=4)
+    for level in range(2):
+        assert np.array_equal(here.labels[level], there.labels[level])
+        assert here.centroids[level].tobytes() == there.centroids[level].tobytes()
+    graph, other = raycluster.knn(rows(), 3), raycluster.knn(pooled(actors, 7, shuffled=True), 3)
+    assert np.array_equal(graph.indices, other.indices) and np.array_equal(graph.distances, other.distances)
     for actor in actors:
         ray.kill(actor)
 

@@ -48,3 +48,13 @@ def test_export_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_missing_export_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"backbone\.json"):
         load_backbone(str(tmp_path / "nowhere"))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, smallnet.Model(widths=(4, 8)).build(0), {"model": {"name": "smallnet", "widths": [4, 8]}})
+    weights = tmp_path / "backbone.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"backbone\.safetensors is damaged"):
+        load_backbone(str(tmp_path))

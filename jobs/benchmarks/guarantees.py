@@ -1,0 +1,122 @@
+"""What the guarantees cost: a stream in a fixed order against one in any order, and checkpoints against none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from benchmarks.ingest import LANES, MICROBATCH, Problem
+from benchmarks.units import photograph
+
+from raycluster.config import parse
+from raycluster.data.plan import steps
+from raycluster.data.transforms import View
+from raycluster.distributed import ingest
+from raycluster.distributed.session import ray_session
+from raycluster.events import Round
+from raycluster.pretrain import pretrain
+from raycluster.run import Config, RunSettings
+from raycluster.types import ImageBlock
+from raycluster.workers import LocalWorkers
+
+_RUN = """
+data: {uri: digits}
+views: {train: {size: 64, crop_scale: [0.4, 1.0]}, cluster: {size: 64}}
+model: {name: alexnet, input: sobel}
+method: {name: deepcluster, num_clusters: 100, layer: conv1, descriptor: pooled, pca_dim: 16, iterations: 2}
+training: {epochs: 1, global_batch: 32, microbatch: 32}
+run: {dir: unset}
+"""
+
+
+def run(pictures: str = "", processes: int = 2, repeats: int = 5, checkpoint_seconds: float = 5.0) -> str:
+    """Two tables. pictures: Parquet with a column `image`, else photographs are made up."""
+    os.environ["OMP_NUM_THREADS"] = str(processes)
+    return "\n".join([*_order(pictures, processes, repeats), "", *_checkpoints(checkpoint_seconds, repeats=2)])
+
+
+# ---------------------------------------------------------------------------------------------------------------- order
+
+
+def _order(pictures: str, processes: int, repeats: int) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder, ray_session(num_cpus=processes):
+        uri = pictures or _made_up(Path(folder))
+        problem = Problem(uri, View(size=224, crop_scale=(0.08, 1.0), flip=0.5), 16 if pictures else 4, processes)
+        _in_order(problem, 0)  # the first run starts Ray's worker processes
+        found = [(_in_order(problem, n), _in_any_order(problem, n)) for n in range(1, repeats + 1)]
+    ordered, free = (median(column) for column in zip(*found, strict=True))
+    return [
+        f"images/s with {processes} processes, median of {repeats} interleaved runs of {len(problem.images)} images",
+        f"in order, resumable {ordered:.0f}   the same in any order {free:.0f}   ratio {ordered / free:.3f}",
+    ]
+
+
+def _in_order(problem: Problem, epoch: int) -> float:
+    """As in training: every step gets its microbatch of every lane."""
+    began = time.perf_counter()
+    blocks = ingest.stream(problem.plan(epoch), problem.load())
+    done = sum(len(rows[0]) for step in steps(blocks, range(LANES), MICROBATCH) for rows in step.values())
+    return done / (time.perf_counter() - began)
+
+
+def _in_any_order(problem: Problem, epoch: int) -> float:
+    """The same stream with Ray Data free to hand over what is ready, cut into batches as it comes."""
+
+    def any_order(*args: Any) -> Any:
+        context = ordered_context(*args)
+        context.execution_options.preserve_order = False
+        return context
+
+    ordered_context = ingest.quiet_context
+    began = time.perf_counter()
+    with mock.patch.object(ingest, "quiet_context", any_order):
+        done = sum(_batches(ingest.stream(problem.plan(epoch), problem.load())))
+    return done / (time.perf_counter() - began)
+
+
+def _batches(blocks: Iterable[ImageBlock]) -> Iterator[int]:
+    for block in blocks:
+        for start in range(0, len(block.samples), MICROBATCH):
+            yield len(block.images[start : start + MICROBATCH])
+
+
+def _made_up(folder: Path, count: int = 1024) -> str:
+    photographs = [photograph(seed) for seed in range(64)]
+    pq.write_table(pa.table({"image": photographs * (count // 64)}), folder / "photographs.parquet")
+    return str(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def _checkpoints(every_seconds: float, repeats: int) -> list[str]:
+    """Training with checkpoints much more often than by default, and without."""
+    default = RunSettings(dir="unset").checkpoint_minutes * 60
+    pairs = [(_train(1e9), _train(every_seconds)) for _ in range(repeats)]
+    without, saving = (median(seconds for seconds, _, _ in column) for column in zip(*pairs, strict=True))
+    _, taken, size = pairs[-1][1]
+    each = max(0.0, saving - without) / max(1, taken)
+    return [
+        f"training AlexNet, checkpoints of {size / 1e6:.0f} MB, median of {repeats} interleaved runs",
+        f"without {without:.1f} s   with {taken} checkpoints {saving:.1f} s   {each:.2f} s each",
+        f"at the default of one in {default / 60:g} minutes {each / default:.2%} of the training time",
+    ]
+
+
+def _train(every_seconds: float) -> tuple[float, int, int]:
+    """Seconds of training in a round, checkpoints taken within it, bytes of the newest."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [f"run.dir={folder}", f"run.checkpoint_minutes={every_seconds / 60}", "run.keep_checkpoints=99"]
+        events = pretrain(parse(Config, _RUN, words), LocalWorkers())
+        record = next(event.record for event in events if isinstance(event, Round))
+        events.close()
+        files = sorted(Path(folder, "checkpoints").iterdir())
+        return record["seconds_training"], len(files) - 1, files[-1].stat().st_size  # one ends the round

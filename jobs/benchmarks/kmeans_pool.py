@@ -1,0 +1,74 @@
+"""What the actor pool adds to k-means on one machine, step by step, over the same steps in one process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from statistics import median
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering.kmeans import Progress, kmeans
+from raycluster.distributed.cluster import pooled
+from raycluster.embeddings import as_features
+from raycluster.features import Features
+
+_STEPS = 8
+
+
+def run(before: str = "", rows: int = 0, clusters: str = "1000,10000", repeats: int = 3) -> str:
+    """A table of the median seconds of a step, over all repeats, which alternate.
+
+    before: local .npy embeddings; without them, random rows. rows: how many to use, 0 for all. Every actor may use all
+    threads, as the one process does.
+    """
+    values: NDArray[np.float32] = (
+        np.load(before)[: rows or None]
+        if before
+        else np.random.default_rng(0).standard_normal((rows or 50_000, 64), np.float32)
+    )
+    lines = [
+        f"{len(values)} x {values.shape[1]}, {torch.get_num_threads()} threads, median of {repeats} x {_STEPS} steps",
+        "",
+        "| K | where | seconds per step | over one process |",
+        "|---:|---|---:|---:|",
+    ]
+    folder = tempfile.mkdtemp(prefix="rc-", dir="/tmp")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    try:
+        dataset = ray.data.from_numpy(np.array_split(values, 32))
+        with pooled(dataset, num_actors=1) as one, pooled(dataset, num_actors=2) as two:
+            places = {"one process": as_features(values), "pool of 1 actor": one, "pool of 2 actors": two}
+            for num_clusters in map(int, str(clusters).strip("()").split(",")):
+                lines += _rows(num_clusters, places, repeats)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+    return "\n".join(lines)
+
+
+def _rows(num_clusters: int, places: dict[str, Features], repeats: int) -> list[str]:
+    seconds: dict[str, list[float]] = {name: [] for name in places}
+    for _ in range(repeats):
+        for name, features in places.items():
+            seconds[name] += _steps(features, num_clusters)
+    base = median(seconds["one process"])
+    return [
+        f"| {num_clusters} | {name} | {median(found):.3f} | {100 * (median(found) / base - 1):+.0f} % |"
+        for name, found in seconds.items()
+    ]
+
+
+def _steps(features: Any, num_clusters: int) -> list[float]:
+    """Seconds of each step but the first, which packs libraries and labels."""
+    found: list[float] = []
+
+    def note(progress: Progress) -> None:
+        found.append(progress.seconds)
+
+    kmeans(features, num_clusters, iterations=_STEPS, seed=1, report=note)
+    return found[1:]

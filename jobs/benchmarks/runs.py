@@ -1,0 +1,89 @@
+"""Short runs to compare: pre-trained in this process, judged on the same pictures. No benchmark itself."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raycluster import storage
+from raycluster.config import load
+from raycluster.evaluate import Evaluation
+from raycluster.events import Finished, Round
+from raycluster.models.export import load_backbone
+from raycluster.pretrain import pretrain
+from raycluster.run import Config, fresh_network
+from raycluster.rundir import open_pictures
+from raycluster.training.process import prepare_process
+from raycluster.workers import LocalWorkers
+
+Figures = dict[str, float]
+Keep = Callable[[NDArray], NDArray]
+
+
+def subset(pictures: str, folder: Path, num_images: int, keep: Keep = lambda labels: labels >= 0) -> str:
+    """Write those of the first `num_images` pictures that `keep` chooses by their labels, 1000 a file; returns the URI.
+
+    pictures: folder of Parquet files `train-*` with the columns `image` and `label`.
+    """
+    files = [uri for uri in storage.list_files(pictures) if uri.rpartition("/")[2].startswith("train")]
+    tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["image", "label"]) for uri in files]
+    table = pa.concat_tables(tables).slice(0, num_images)
+    table = table.filter(pa.array(keep(table["label"].to_numpy())))
+    for start in range(0, len(table), 1000):
+        pq.write_table(table.slice(start, 1000), folder / f"train-{start // 1000:03d}.parquet")
+    return str(folder)
+
+
+def outcome(config: str, judge: str, *overrides: str) -> Figures:
+    """Pre-train and judge: knn and probe (percent, learned and tested on halves of `judge`), nmi, loss, seconds, ...
+
+    config: path of a configuration. judge: labelled pictures.
+    """
+    prepare_process()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        settings = load(
+            Config,
+            config,
+            [*overrides, "evaluation.max_samples=200", "evaluation.test_uri=null", f"run.dir={folder}/run"],
+        )
+        workers = LocalWorkers()
+        events = list(pretrain(settings, workers))
+        records = [event.record for event in events if isinstance(event, Round)]
+        assert isinstance(events[-1], Finished)
+        networks = {
+            "trained": load_backbone(f"{folder}/run"),
+            "untrained": fresh_network(settings, workers.device).backbone,
+        }
+        data = replace(settings.data, uri=judge)
+        seen = replace(settings.evaluation, max_samples=20_000, test_uri=None, test_fraction=0.5)
+        evaluation = Evaluation(seen, settings.views.cluster, folder, workers)
+        pictures = open_pictures(data, f"{folder}/judge.parquet", workers, 0)
+        accuracies = evaluation.compare(networks, pictures)
+    figures = {
+        name: sum(record[f"seconds_{name}"] for record in records) for name in ("extracting", "assigning", "training")
+    }
+    for name, row in accuracies.items():
+        figures |= {f"{name} {probe}": 100 * row[f"{probe}_accuracy"] for probe in ("knn", "linear_probe")}
+    return figures | {key: records[-1][key] for key in ("nmi_labels", "loss_over_chance")}
+
+
+def row(title: str, runs: list[Figures], columns: dict[str, str]) -> str:
+    """A line of a Markdown table: mean (standard deviation) over runs. columns: {figure: format}."""
+    cells = []
+    for name, form in columns.items():
+        values = [figures[name] for figures in runs]
+        cells.append(format(mean(values), form) + (f" ({stdev(values):{form}})" if len(values) > 1 else ""))
+    return f"| {title} | {' | '.join(cells)} |"
+
+
+def head(first: str, columns: dict[str, str]) -> str:
+    """The first two lines of that table."""
+    return f"| {first} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}"

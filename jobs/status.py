@@ -1,0 +1,27 @@
+"""How far a run is, who works on it, what was lost and repeated, what is left and what it costs.
+
+    python jobs/status.py RUN [price=0.80]
+
+RUN is a run directory or URI; price is that of a worker-hour. Says so when a run is dead: no sign of it for a minute.
+"""
+
+import time
+
+from raycluster.command import run_command
+from raycluster.config import load, settings
+from raycluster.overview import overview
+
+
+@settings
+class Options:
+    """How to show it. price: of a worker-hour, in any currency."""
+
+    price: float | None = None
+
+
+def main(run_dir: str, *options: str) -> None:
+    print(overview(run_dir, now=time.time(), price=load(Options, None, options).price))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,22 @@
+"""Find good settings: many runs that differ in the searched keys, compared on one page.
+
+    python jobs/tune.py configs/search/deepcluster.yaml [section.key=value ...]
+    python jobs/tune.py configs/deepcluster_cifar10.yaml 'search={method.num_clusters: [10, 100, 1000]}' run.dir=runs/k
+
+A configuration of a run becomes that of a sweep by a section `search`; `sweep` says how to search. Leaves
+RUN/sweep.html, RUN/best.yaml and a run directory per trial, where RUN is run.dir. The same command goes on after an
+interruption.
+"""
+
+from raycluster.command import run_command
+from raycluster.config import load
+from raycluster.distributed.tune import tune
+from raycluster.sweep.settings import SweepConfig
+
+
+def main(config: str, *overrides: str) -> None:
+    print(tune(load(SweepConfig, config, overrides)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,88 @@
+"""Centroids made ready for a search; do it once for many blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering import kernel
+
+# A norm in float32 is off by at most (D + 8) 2^-24; one product and one sum by far less than 2^-19 of their size.
+_INFLATE = 1.001
+ROUNDING = 2.0**-19
+# Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
+_SMALLEST = 2.0**-67
+_VANISHED = 2.0**-7
+_CLUSTERS = 1024
+
+
+class Rounded(NamedTuple):
+    """Vectors v as 8-bit whole numbers. values: (n, D) int8. scales, norms, errors: (n,) with |v| <= norms and
+    |v - scales values| <= errors.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    norms: torch.Tensor
+    errors: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Centroids made ready for a search. Distances are taken about their mean, where float32 cancels least.
+
+    centroids: (K, D) float32. centre: (D,) float32, their mean. offsets: (K,) -|centroids - centre|^2 / 2. reach: the
+    largest norm of centroids - centre.
+    """
+
+    centroids: NDArray[np.float32]
+    centre: NDArray[np.float32]
+    offsets: torch.Tensor
+    reach: float
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return prepare, (self.centroids,)  # the rest costs less to compute than to send
+
+    @cached_property
+    def packed(self) -> kernel.Packed | None:
+        """What the compiled kernel scans; None where there is no kernel or its error bounds do not hold."""
+        instructions = kernel.support()
+        if instructions is None:
+            return None
+        return kernel.pack(self.centroids, self.centre, self.offsets.numpy(), self.reach, instructions)
+
+    @cached_property
+    def centred(self) -> torch.Tensor:
+        """(K, D) centroids - centre."""
+        return torch.from_numpy(self.centroids - self.centre)
+
+    @cached_property
+    def rounded(self) -> Rounded:
+        """The centred centroids as products of bytes read them."""
+        return round_rows(self.centred)
+
+
+def prepare(centroids: NDArray[np.floating]) -> Target:
+    """Make (K, D) centroids ready."""
+    exact = np.ascontiguousarray(centroids, np.float32)
+    centre = exact.mean(axis=0, dtype=np.float64).astype(np.float32)
+    squares = np.empty(len(exact))
+    for start in range(0, len(exact), _CLUSTERS):
+        part = slice(start, start + _CLUSTERS)
+        squares[part] = np.square(exact[part] - centre, dtype=np.float64).sum(axis=1)
+    return Target(exact, centre, torch.from_numpy((-squares / 2).astype(np.float32)), float(np.sqrt(squares.max())))
+
+
+def round_rows(rows: torch.Tensor) -> Rounded:
+    """Round (n, D) float32 rows to 8 bits, each with a scale of its own."""
+    scales = (rows.abs().amax(dim=1) / 127).clamp_min_(_SMALLEST)
+    whole = (rows / scales[:, None]).round_()
+    vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)
+    norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE + vanished
+    misses = torch.linalg.vector_norm(torch.addcmul(rows, whole, scales[:, None], value=-1), dim=1)
+    return Rounded(whole.to(torch.int8), scales, norms, misses * _INFLATE + norms * ROUNDING + vanished)

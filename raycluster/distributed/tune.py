@@ -1,0 +1,228 @@
+"""Sweeps on Ray Tune: Tune owns the trials, every trial is an ordinary run, Train owns the workers of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import ray
+import ray.tune
+from ray.actor import ActorHandle
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+from ray.util.state import list_actors
+
+from raycluster import storage
+from raycluster.checkpoint import list_checkpoints
+from raycluster.config import parse
+from raycluster.data.manifest import DataSettings
+from raycluster.distributed.errors import user_errors
+from raycluster.distributed.session import TRAIN_SLOT, ray_session
+from raycluster.distributed.shared import SharedPictures, SharingWorkers, start_shelf
+from raycluster.distributed.trainer import fit
+from raycluster.events import Event, Round
+from raycluster.pretrain import pretrain
+from raycluster.report import Watcher
+from raycluster.run import Config, Elastic
+from raycluster.sweep.outputs import summary, trial_line, write_outputs
+from raycluster.sweep.plan import Sweep
+from raycluster.sweep.settings import SweepConfig
+from raycluster.sweep.start import open_sweep
+from raycluster.sweep.trials import ensure_prepared, manifest_uri
+from raycluster.training.process import prepare_process
+from raycluster.types import Stopped, UserError
+
+HEAD = "node:__internal_head__"  # what every cluster has once and nothing else asks for
+TRIES = 3  # at a trial whose process dies
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to have it say nothing
+
+
+def tune(config: SweepConfig) -> str:
+    """Carry out a sweep, from the beginning or from where its directory stands; returns what to print at the end.
+
+    Raises UserError for users' mistakes, before any trial starts where that is possible.
+    """
+    _check_workers(config)
+    sweep = open_sweep(config)
+    workers = config.run.workers_wanted()[1]
+    with ExitStack() as stack:
+        slots = max(1, (os.cpu_count() or 1) // max(1, workers)) * workers
+        stack.enter_context(ray_session(train_slots=slots, dashboard=workers > 0))
+        stack.enter_context(user_errors())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raycluster-", ignore_cleanup_errors=True))
+        resources, concurrent = _resources(config)
+        pictures = SharedPictures()
+        if not workers:
+            for uri in storage.list_files(storage.parent(manifest_uri(config, config.data))):
+                pictures.add(uri, config.data, min(config.views.train.size, config.views.cluster.size))
+        run_trial = partial(_run_trial, data=config.data, pictures=pictures, shelf=start_shelf())
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        stopper = _Stopper(sweep)
+        tuner = Tuner(
+            ray.tune.with_resources(run_trial, resources),
+            tune_config=TuneConfig(
+                search_alg=_Search(sweep),
+                scheduler=stopper,
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                reuse_actors=not workers,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=RunConfig(storage_path=folder, verbose=0, failure_config=FailureConfig(max_failures=TRIES - 1)),
+        )
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            raise Stopped("interrupted; the same command goes on with the sweep") from None
+        except Exception:
+            if stopper.mistake is None:
+                raise
+            raise stopper.mistake from None
+    write_outputs(sweep)
+    failed = [row.reason for row in sweep.rows() if row.status == "failed"]
+    if failed and sweep.best() is None:
+        raise UserError(f"no trial ran to its end; the first that failed says: {failed[0]}")
+    return summary(sweep)
+
+
+def _check_workers(config: SweepConfig) -> None:
+    if isinstance(config.run.workers, Elastic):
+        raise UserError(
+            f"run.workers: seen {config.run.workers}; wanted a fixed number in a sweep, since two elastic trials would "
+            "take workers from each other: 0 to train in the trial's own process, or how many each trial has"
+        )
+
+
+def _resources(config: SweepConfig) -> tuple[dict[str, float], int | None]:
+    """What a trial asks for, and how many may run at a time (None: as many as there are resources for).
+
+    A trial that trains in its own process asks for its processors (and a GPU) and starts nothing else. One that has
+    training workers asks for nothing that these, or reading, could wait for. Hence no trial ever waits for another.
+    """
+    total = ray.cluster_resources()
+    workers = config.run.workers_wanted()[1]
+    if not workers:
+        most = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+        return {"CPU": min(float(config.training.threads), most), **({"GPU": 1.0} if total.get("GPU") else {})}, None
+    kind = "GPU" if total.get("GPU") else TRAIN_SLOT
+    if total.get(kind, 0) < workers:
+        raise UserError(
+            f"run.workers is {workers}, but the cluster has {total.get(kind, 0):g} {kind}; wanted one for every worker "
+            "of a trial: add nodes, ask for fewer workers, or set run.workers=0"
+        )
+    if config.sweep.early_stopping != "none" and not _has_dashboard():
+        raise UserError(
+            "sweep.early_stopping with run.workers needs Ray's dashboard, which is not running on this cluster: "
+            "without it a stopped trial never gives its workers back, and the sweep would hang. Start the cluster "
+            "with `ray start --head --include-dashboard=true`, or set run.workers=0 or sweep.early_stopping=none"
+        )
+    return {HEAD: 0.001}, int(total[kind] // workers)
+
+
+def _has_dashboard() -> bool:
+    """Whether the State API answers, which frees what a stopped trial's workers hold."""
+    try:
+        list_actors(limit=1, timeout=10)
+    except Exception:
+        return False
+    return True
+
+
+class _Unsaved:
+    """What Tune saves of itself is never read, since the run directories say it all: so nothing is saved."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Search(_Unsaved, Searcher):
+    """Hands Tune the trials of a sweep, and tells the sweep when they are over."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__()
+        self._sweep = sweep
+        self._names: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._sweep.next()
+        if trial is None:
+            return Searcher.FINISHED if self._sweep.done else None
+        ensure_prepared(self._sweep.config, trial)
+        self._names[trial_id] = trial.name
+        return {"name": trial.name, "run_dir": trial.run_dir}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = next(trial for trial in self._sweep.trials if trial.name == self._names[trial_id])
+        reason = (result or {}).get("failed", "") or "its process died" * error
+        self._sweep.close(trial.name, "failed" if reason else "finished", reason)
+        print(trial_line(self._sweep, trial), flush=True)
+        write_outputs(self._sweep)
+
+    def save(self, checkpoint_path: str) -> None:
+        """See `_Unsaved`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `_Unsaved`."""
+
+
+class _Stopper(_Unsaved, FIFOScheduler):
+    """Asks the sweep after every round whether a trial goes on."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__()
+        self._sweep = sweep
+        self.mistake: UserError | None = None  # Tune would make text of it
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        try:
+            stop = "record" in result and self._sweep.tell(trial.config["name"], json.loads(result["record"]))
+        except UserError as error:
+            self.mistake = error
+            raise
+        return self.STOP if stop else self.CONTINUE
+
+
+class _TrialWatcher(Watcher):
+    """Shows a run as always, and reports its rounds to Tune."""
+
+    def see(self, event: Event) -> None:
+        super().see(event)
+        if isinstance(event, Round):
+            ray.tune.report({"record": json.dumps(event.record)})  # as text: Tune would flatten it
+
+
+def _run_trial(trial: dict[str, str], *, data: DataSettings, pictures: SharedPictures, shelf: ActorHandle) -> None:
+    """The very same run as `jobs/pretrain.py` makes of the configuration in the run directory."""
+    prepare_process()
+    run_dir = trial["run_dir"]
+    config = parse(Config, storage.read_bytes(storage.join(run_dir, "config.yaml")).decode())
+    watcher = _TrialWatcher(config)
+    try:
+        if config.run.workers_wanted()[1]:
+            fit(config, watcher)
+            return
+        held = pictures if config.data == data else SharedPictures()
+        workers = SharingWorkers(held, shelf, _key(config), begins=not list_checkpoints(run_dir))
+        for event in pretrain(config, workers):
+            watcher.see(event)
+    except UserError as error:  # not raised, since Tune would only try again
+        ray.tune.report({"failed": str(error)})
+    finally:
+        watcher.close()
+
+
+def _key(config: Config) -> str:
+    """Names all that first features depend on: images, how they are seen, weights, and what is taken as features."""
+    method, evaluation = config.method, config.evaluation
+    taken = method.wants()
+    parts = (config.data, config.views, config.model, config.seed, taken, evaluation.layer, evaluation.test_uri)
+    return sha256(repr(parts).encode()).hexdigest()[:16]

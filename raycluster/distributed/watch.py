@@ -1,0 +1,92 @@
+"""When nothing moves: what is wrong, and what to do. Ray itself waits in silence."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import ray
+from ray.exceptions import RayError
+
+SECONDS_UNTIL_A_WORD = 60.0  # without workers; an autoscaler may take minutes, but should be known to be waited for
+SECONDS_STARTING = 240.0  # in which the workers themselves hold what they need, and import torch
+SECONDS_STARVING = 120.0  # without an image, where images are waited for
+SECONDS_SILENT = 600.0  # without any sign of work
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the job sees of a run that does not move.
+
+    phase: of the last event. seconds: since it. workers: at work, 0 while there is no group. slot: the resource a
+    worker takes, `least` of which are wanted. total, free: resources of the cluster.
+    """
+
+    phase: str
+    seconds: float
+    workers: int
+    slot: str
+    least: int
+    total: dict[str, float] = field(default_factory=dict)
+    free: dict[str, float] = field(default_factory=dict)
+
+
+def diagnose(scene: Scene) -> str:
+    """What is wrong and what to do, in a sentence; "" while there is no reason to worry."""
+    total, free = (resources.get(scene.slot, 0.0) for resources in (scene.total, scene.free))
+    minutes = f"{scene.seconds / 60:.0f} min"
+    if not scene.workers:
+        if scene.seconds < SECONDS_UNTIL_A_WORD:
+            return ""
+        if total < scene.least:
+            how = "GPUs" if scene.slot == "GPU" else f"--resources='{{\"{scene.slot}\": 1}}'"
+            return (
+                f"waiting for machines: run.workers wants at least {scene.least} {scene.slot}, the cluster has "
+                f"{total:g}; start nodes with {how}, or stop and go on with fewer run.workers"
+            )
+        if free < scene.least and scene.seconds > SECONDS_STARTING:
+            return (
+                f"waiting for workers: of the {total:g} {scene.slot} of the cluster only {free:g} are free. Either the "
+                "machines are very slow to start them, or others hold them, for which Ray waits for ever: end the "
+                f"other actors and jobs that use {scene.slot}"
+            )
+        return "waiting for Ray to start the training workers"
+    waits_for_images = scene.phase in ("extracting", "training", "evaluating")
+    if waits_for_images and scene.seconds > SECONDS_STARVING and scene.free.get("CPU", 0.0) < 1:
+        return (
+            f"no image has come for {minutes}: none of the {scene.total.get('CPU', 0):g} CPU of the cluster is free "
+            "for reading them; end the other actors and jobs that hold them, or add machines"
+        )
+    if waits_for_images and scene.seconds > SECONDS_SILENT:
+        return f"nothing has happened for {minutes} while {scene.phase}; see Ray's dashboard for what tasks wait for"
+    return ""
+
+
+class Watchdog:
+    """Remembers the last sign of work, and diagnoses when it is long ago."""
+
+    def __init__(self, slot: str, least: int) -> None:
+        self._slot, self._least = slot, least
+        self._phase, self._workers, self._at = "starting", 0, time.monotonic()
+        self._last = ""
+
+    def sign(self, phase: str, workers: int) -> None:
+        """There was a sign of work."""
+        self._phase, self._workers, self._at = phase, workers, time.monotonic()
+
+    def word(self) -> str | None:
+        """A diagnosis that was not given before ("": all is well again), or None."""
+        seconds = time.monotonic() - self._at
+        total: dict[str, float] = {}
+        free: dict[str, float] = {}
+        if seconds > SECONDS_UNTIL_A_WORD:
+            try:
+                total, free = ray.cluster_resources(), ray.available_resources()
+            except RayError:
+                return None
+        found = diagnose(Scene(self._phase, seconds, self._workers, self._slot, self._least, total, free))
+        said = found.partition(":")[0]  # not again for another number
+        if said == self._last:
+            return None
+        self._last = said
+        return found

@@ -1,0 +1,118 @@
+"""What a sweep leaves: its table, its page, and the best configuration, ready to run."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import Any
+
+from raycluster import storage
+from raycluster.mistakes import shown
+from raycluster.report import grid
+from raycluster.sweep.page import page
+from raycluster.sweep.plan import Combination, Row, Sweep
+from raycluster.sweep.ranking import rankings
+from raycluster.sweep.trials import Trial, ready_to_run
+
+
+def write_outputs(sweep: Sweep) -> None:
+    """sweep.json and sweep.html; best.yaml and the link `best` once a combination has run to its end."""
+    run_dir = sweep.config.run.dir
+    storage.write_bytes(storage.join(run_dir, "sweep.json"), json.dumps(as_json(sweep), indent=1).encode())
+    storage.write_bytes(storage.join(run_dir, "sweep.html"), page(sweep).encode())
+    best = sweep.best()
+    if best is not None:
+        storage.write_bytes(storage.join(run_dir, "best.yaml"), _best_yaml(sweep, best).encode())
+        _link(run_dir, best.rows[0].trial)
+
+
+def as_json(sweep: Sweep) -> dict[str, Any]:
+    """The whole table; what depends on the machine's speed is in keys that say seconds."""
+    best = sweep.best()
+    return {
+        "objective": sweep.objective,
+        "direction": sweep.config.sweep.direction,
+        "best": None if best is None else best.number,
+        "combinations": [
+            {"number": one.number, "values": one.values, "objective": one.objective} for one in sweep.combinations()
+        ],
+        "trials": [_row_json(row) for row in sweep.rows()],
+        "rankings": [ranking._asdict() for ranking in rankings(sweep.combinations())],
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    last = row.records[-1] if row.records else {}
+    return {
+        "name": row.trial.name,
+        "number": row.trial.number,
+        "seed": row.trial.seed,
+        "values": row.trial.values,
+        "status": row.status,
+        **({"reason": row.reason} if row.reason else {}),
+        "objective": row.objective,
+        "worker_seconds": round(row.worker_seconds, 1),
+        "last_round": last,
+    }
+
+
+def _best_yaml(sweep: Sweep, best: Combination) -> str:
+    values = ", ".join(f"{key} = {shown(value)}" for key, value in best.values.items())
+    uri = storage.join(sweep.config.run.dir, "best.yaml")
+    head = (
+        f"# The best of {len(sweep.combinations())} combinations: {values}.\n"
+        f"# Expected: {sweep.objective} {best.objective:.4f}"
+        + (f", the median of {len(best.rows)} seeds" if len(best.rows) > 1 else "")
+        + f".\n# Hardware, time: about {best.rows[0].worker_seconds / 60:.1f} worker minutes in the sweep.\n"
+        f"# Run: python jobs/pretrain.py {uri}\n"
+    )
+    return ready_to_run(best.rows[0].trial, storage.join(sweep.config.run.dir, "best-again"), head)
+
+
+def _link(run_dir: str, trial: Trial) -> None:
+    """RUN/best, where the file system has links; elsewhere sweep.json names it."""
+    filesystem, path = storage.filesystem(run_dir)
+    if filesystem.type_name != "local":
+        return
+    target, temporary = os.path.join("trials", trial.name), os.path.join(path, ".best.part")
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    os.replace(temporary, os.path.join(path, "best"))
+
+
+def trial_line(sweep: Sweep, trial: Trial) -> str:
+    """One trial in one line."""
+    row = next(row for row in sweep.rows() if row.trial is trial)
+    values = "  ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in trial.values.items())
+    figure = "" if row.objective is None else f"{sweep.objective} {row.objective:.4f}  "
+    epoch = f" at epoch {row.records[-1]['epoch']:g}" if row.records else ""
+    reason = f": {row.reason.splitlines()[0]}" if row.reason else ""
+    return f"trial {trial.name}  {values}  {figure}{row.status}{epoch}{reason}  {row.worker_seconds:.0f} worker-seconds"
+
+
+def summary(sweep: Sweep) -> str:
+    """The table at the end: combinations from best to worst, then how well label-free scores ranked them."""
+    sign = -1.0 if sweep.config.sweep.direction == "max" else 1.0
+    ordered = sorted(
+        sweep.combinations(), key=lambda one: (one.objective is None, sign * (one.so_far or 0.0), one.number)
+    )
+    rows = {
+        f"{one.number:03d}": {
+            **{key: shown(value) for key, value in one.values.items()},
+            sweep.objective: "" if one.so_far is None else f"{one.so_far:.4f}",
+            "status": one.rows[0].status if one.objective is None else "finished",
+            "worker-seconds": f"{sum(row.worker_seconds for row in one.rows):.0f}",
+        }
+        for one in ordered
+    }
+    found = rankings(sweep.combinations())
+    ranked = {
+        f"{one.score} by {one.accuracy}": {"Spearman": f"{one.spearman:+.2f}", "Kendall": f"{one.kendall:+.2f}"}
+        for one in found
+    }
+    parts = [grid("trial", rows)] + ([grid(f"ranking of {found[0].combinations}", ranked)] if ranked else [])
+    best, run_dir = sweep.best(), sweep.config.run.dir
+    told = "no trial ran to its end" if best is None else f"best: {storage.join(run_dir, 'best.yaml')}"
+    return "\n\n".join(["", *parts, f"{told}\npage: {storage.join(run_dir, 'sweep.html')}"])

@@ -1,0 +1,40 @@
+"""How well a score ranked the trials, compared with an accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.stats import kendalltau, spearmanr
+
+from raycluster.sweep.plan import Combination
+
+LABEL_FREE = ("intra_cluster_edges", "effective_rank", "nmi_previous", "loss_over_chance")
+FEWEST = 4  # combinations; fewer are ranked alike by chance too easily
+
+
+class Ranking(NamedTuple):
+    """Rank correlation of `score` with `accuracy` over so many combinations: 1 the same order, 0 none, -1 reversed."""
+
+    score: str
+    accuracy: str
+    spearman: float
+    kendall: float
+    combinations: int
+
+
+def rankings(combinations: Sequence[Combination]) -> list[Ranking]:
+    """One for every label-free score and accuracy that all combinations that ran to the end have; else none."""
+    finished = [one for one in combinations if one.objective is not None]
+    if len(finished) < FEWEST:
+        return []
+    names = [name for name in finished[0].rows[0].records[-1] if name.endswith("_accuracy") and "_train_" not in name]
+    found = []
+    for score in LABEL_FREE:
+        for accuracy in names:
+            x, y = ([one.figure(name) for one in finished] for name in (score, accuracy))
+            if None in x or None in y or len(set(x)) == 1 or len(set(y)) == 1:
+                continue
+            spearman, kendall = float(spearmanr(x, y).statistic), float(kendalltau(x, y).statistic)
+            found.append(Ranking(score, accuracy, spearman, kendall, len(finished)))
+    return found

@@ -1,0 +1,46 @@
+"""Processes really die, from outside; `jobs/chaos.py` plays the other faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raycluster.distributed.stage import kill
+from raycluster.distributed.trainer import fit
+from raycluster.run import Config
+from raycluster.status import Status, read_status
+from raycluster.types import UserError
+
+pytestmark = pytest.mark.ray
+
+Tiny = Callable[..., Config]
+
+
+def test_more_losses_than_forgiven_end_with_a_sentence(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(tmp_path, "training.epochs=50", "run.workers=1", "run.max_failures=0")
+
+    def kill_the_worker() -> None:
+        while not (status := _status(tmp_path)).workers or status.phase != "training":
+            time.sleep(0.05)
+        kill(status.processes["train"][0], signal.SIGKILL)
+
+    threading.Thread(target=kill_the_worker, daemon=True).start()
+    with pytest.raises(
+        UserError, match=r"lost more than run\.max_failures = 0 times, the last time \(number 0: .*same"
+    ):
+        fit(config)
+    status = _status(tmp_path)
+    assert status.phase == "failed" and "max_failures" in status.note
+    assert json.loads((tmp_path / "status.json").read_text())["processes"] == {}
+    assert os.path.exists(tmp_path / "checkpoints")
+
+
+def _status(run_dir: Path) -> Status:
+    return read_status(str(run_dir)) or Status()

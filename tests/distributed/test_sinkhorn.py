@@ -1,0 +1,84 @@
+"""Sinkhorn in the pool: the same bits for any blocks, any actors, any order, and after an actor died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.actor import ActorHandle
+
+import raycluster
+from raycluster.clustering.sinkhorn import Sinkhorn, sinkhorn
+from raycluster.distributed.pool import PooledFeatures, start_pool
+from raycluster.features import LocalFeatures
+from raycluster.types import Block
+
+pytestmark = pytest.mark.ray
+
+NUM_ROWS, DIM = 900, 24
+RNG = np.random.default_rng(0)
+VALUES = RNG.standard_normal((NUM_ROWS, DIM)).astype(np.float32)
+HEADS = [(RNG.standard_normal((k, DIM)) * scale, RNG.standard_normal(k)) for k, scale in ((6, 0.1), (40, 0.8))]
+
+
+def digest(found: Sinkhorn) -> str:
+    arrays = [found.samples, found.labels, *found.scalings, np.array([*found.marginal_errors, *found.costs])]
+    return sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def pooled(actors: list[ActorHandle], num_blocks: int) -> PooledFeatures:
+    """Blocks of rows in any order, dealt out to the actors in any order."""
+    rng = np.random.default_rng(num_blocks)
+    blocks = [Block(part, VALUES[part]) for part in np.array_split(rng.permutation(NUM_ROWS), num_blocks)]
+    version = uuid.uuid4().hex
+
+    def restore(actor: ActorHandle, shards: list[int]) -> None:
+        ray.get([actor.add.remote(version, shard, blocks[shard]) for shard in shards])
+
+    for place, shard in enumerate(rng.permutation(num_blocks).tolist()):
+        restore(actors[place % len(actors)], [shard])
+    return PooledFeatures(actors, version, restore)
+
+
+@pytest.fixture(scope="module")
+def wanted() -> str:
+    return digest(sinkhorn(LocalFeatures([Block(np.arange(NUM_ROWS), VALUES)]), HEADS, rounding="exact"))
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 3])
+def test_the_same_bits_whoever_holds_the_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
+    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
+    for num_blocks in (1, 7, 64) if num_actors == 2 else (7,):
+        assert digest(sinkhorn(pooled(actors, num_blocks), HEADS, rounding="exact")) == wanted
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_an_actor_that_dies_in_the_middle_changes_no_bit(ray_cluster: None, wanted: str) -> None:
+    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+    features, folds = pooled(actors, 7), 0
+    fold = features.fold
+
+    def deadly(*args: Any, **options: Any) -> Any:
+        nonlocal folds
+        folds += 1
+        if folds == 9:
+            os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
+        return fold(*args, **options)
+
+    features.fold = deadly  # type: ignore[method-assign]
+    assert digest(sinkhorn(features, HEADS, rounding="exact")) == wanted and folds > 12
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_a_dataset_is_labelled_like_an_array(ray_cluster: None) -> None:
+    logits = VALUES @ HEADS[1][0].T.astype(np.float32)
+    here, there = raycluster.sinkhorn(logits), raycluster.sinkhorn(ray.data.from_numpy(np.array_split(logits, 4)))
+    assert digest(here) == digest(there)
