@@ -118,7 +118,8 @@ class AutoscalingCluster:
         with suppress(subprocess.TimeoutExpired):
             self.head.wait(timeout=15)
         for process in self._processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # gone between the listing and the kill
+                process.kill()
 
 
 def session_of(pid: int) -> int:
