@@ -23,7 +23,7 @@ class Line:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._stopping = self._proposed = self._let_go = False
+        self._stopping = self._proposed = self._let_go = self._taken = False
         self._crews: list[list[ActorHandle]] = []
 
     def tell(self, event: Event) -> None:
@@ -41,17 +41,20 @@ class Line:
     def propose(self, size: int) -> bool:
         """Ray wants to start `size` workers instead of those there are; whether these are ready for it."""
         self._proposed = True
+        self._taken |= self._let_go
         return self._let_go
 
     def withdraw(self) -> None:
         """Ray no longer wants to."""
-        self._proposed = self._let_go = False
+        self._proposed = self._let_go = self._taken = False
 
     def proposed(self) -> bool:
         return self._proposed
 
-    def let_go(self, ready: bool) -> None:
-        self._let_go = ready
+    def let_go(self, ready: bool) -> bool:
+        """Whether it could be said: leave that Ray has taken cannot be taken back, the workers are about to end."""
+        self._let_go = ready or self._taken
+        return self._let_go == ready
 
     def appoint(self, actors: list[ActorHandle]) -> None:
         """From now on these are the pool of features."""
@@ -94,9 +97,9 @@ class Speaker:
         """Whether Ray wants to start the workers again in another number."""
         return bool(self._ask(self._line.proposed))
 
-    def let_go(self, ready: bool) -> None:
-        """Everything is saved, Ray may do so (or may no longer)."""
-        self._ask(self._line.let_go, ready)
+    def let_go(self, ready: bool) -> bool:
+        """Everything is saved, Ray may do so (or may no longer; False: it is too late for that)."""
+        return self._ask(self._line.let_go, ready) is not False
 
     def newest_crew(self) -> int:
         """The number of the pool that is in office, 0 if none is known."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray._private.worker import get_dashboard_url
 from ray.actor import ActorHandle
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
@@ -130,6 +131,8 @@ def _resources(config: SweepConfig) -> tuple[dict[str, float], int | None]:
 
 def _has_dashboard() -> bool:
     """Whether the State API answers, which frees what a stopped trial's workers hold."""
+    if not get_dashboard_url():  # said at once; the State API would look for one for a minute
+        return False
     try:
         list_actors(limit=1, timeout=10)
     except Exception:

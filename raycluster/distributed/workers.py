@@ -120,9 +120,9 @@ class RayWorkers:
         proposed = self._speaker.resize_wanted()
         self._speaker.let_go(True)
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.stopping():
-            if proposed and not self._speaker.resize_wanted():
-                break
+        while not self.stopping() and not (proposed and not self._speaker.resize_wanted()):
+            if time.monotonic() > until and self._speaker.let_go(False):
+                return
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self._speaker.let_go(False)
 

@@ -1,4 +1,4 @@
-"""Processes really die, from outside; `jobs/chaos.py` plays the other faults."""
+"""Machines and processes really go and come, from outside; `jobs/chaos.py` plays the other faults."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from raycluster.distributed.stage import kill
+from raycluster.distributed.chaos import Play, act, scene_of, undisturbed
+from raycluster.distributed.stage import Stage, kill
 from raycluster.distributed.trainer import fit
 from raycluster.run import Config
 from raycluster.status import Status, read_status
@@ -21,6 +22,31 @@ from raycluster.types import UserError
 pytestmark = pytest.mark.ray
 
 Tiny = Callable[..., Config]
+NEVER_IN_A_ROUND = ("run.checkpoint_minutes=60",)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with Stage() as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run_dir = str(tmp_path_factory.mktemp("undisturbed"))
+    undisturbed(run_dir, ())
+    return run_dir
+
+
+def test_machines_and_workers_go_and_come(stage: Stage, reference: str, tmp_path: Path) -> None:
+    faults = ("training worker killed while clustering", "node removed while training", "node added")
+    play = Play(faults, NEVER_IN_A_ROUND)
+    outcomes = act(play, scene_of(play, stage, tmp_path, seed=0), reference)
+    assert {outcome.result for outcome in outcomes} == {"identical"}, outcomes
+    assert outcomes[2].repeated == 0, "growth waits for a checkpoint"
+    status = read_status(str(tmp_path / "run"))
+    assert status is not None and status.phase == "finished"
+    assert len(status.lost) == 3 and all(loss.recovery_seconds for loss in status.lost)
 
 
 def test_more_losses_than_forgiven_end_with_a_sentence(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:

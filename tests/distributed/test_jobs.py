@@ -122,10 +122,10 @@ class Cluster(NamedTuple):
             command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
         )
 
-    def submit(self, name: str, *words: object, wait: bool) -> subprocess.CompletedProcess[str]:
+    def submit(self, name: str, *words: object, wait: bool, job: str = "pretrain") -> subprocess.CompletedProcess[str]:
         options = ["submit", "--submission-id", name, "--working-dir", "."] + ["--no-wait"] * (not wait)
         for _ in range(5):
-            done = self.ray(*options, "--", str(BIN / "python"), "jobs/pretrain.py", *map(str, words))
+            done = self.ray(*options, "--", str(BIN / "python"), f"jobs/{job}.py", *map(str, words))
             if "No available agent" not in done.stdout + done.stderr:  # else the cluster has only just started
                 break
         return done
@@ -144,6 +144,7 @@ def cluster() -> Iterator[Cluster]:
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
     words = f"start --head --block --port={port} --dashboard-port={dashboard} --ray-client-server-port={client}".split()
+    words.append('--resources={"train_slot": 1}')
     words.append(f"--dashboard-agent-listen-port={agent}")  # the other clusters of this machine want the default, too
     head_environment = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     with (folder / "head.log").open("w") as log:
@@ -220,3 +221,22 @@ def test_mistakes_come_through_as_they_are(cluster: Cluster, yaml_file: Path, tm
     assert done.returncode != 0
     assert "error: data.uri = /nowhere: there is nothing at /nowhere" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_submitted_sweep_stops_trials_whose_workers_are_given_back(
+    cluster: Cluster, yaml_file: Path, tmp_path: Path
+) -> None:
+    """One training worker at a time has a place: a trial that starts after another was stopped shows that it left."""
+    search = ["search={method.num_clusters: [10, 20, 40]}", "run.workers=1", "training.epochs=2", "run.actors=1"]
+    judged = ["sweep.objective=loss", "sweep.direction=min", "sweep.early_stopping=asha", "sweep.grace_epochs=1"]
+    words = [yaml_file, f"run.dir={tmp_path}", *search, *judged, "sweep.reduction=2", "seed=1"]
+    done = cluster.submit("sweep", *words, wait=True, job="tune")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "sweep.json").read_text())["trials"]
+    assert [(row["values"]["method.num_clusters"], row["status"]) for row in rows] == [
+        (20, "finished"),
+        (40, "stopped"),
+        (10, "finished"),
+    ]
+    assert (tmp_path / "best").resolve() == tmp_path / "trials" / "002"
+    assert "page: " in done.stdout and (tmp_path / "sweep.html").exists()
