@@ -8,9 +8,9 @@ from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import normalized_mutual_info_score
 
 from raycluster import metrics, storage
+from raycluster.evaluation.agreement import mutual_information
 from raycluster.events import Event, Progress
 from raycluster.extraction import Descriptor, Skipped, extract
 from raycluster.models.heads import Heads
@@ -127,9 +127,9 @@ def _describe_head(
     figures = metrics.balance(np.bincount(labels[included], minlength=num_clusters))
     if previous is not None:
         both = included & (previous >= 0)
-        figures["nmi_previous"] = float(normalized_mutual_info_score(labels[both], previous[both]))
+        figures["nmi_previous"] = mutual_information(labels[both], previous[both])
         figures["changed_share"] = metrics.changed_share(labels, previous)
     if truth is not None:
         known = included & (truth >= 0)
-        figures["nmi_labels"] = float(normalized_mutual_info_score(labels[known], truth[known]))
+        figures["nmi_labels"] = mutual_information(labels[known], truth[known])
     return figures

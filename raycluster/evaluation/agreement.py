@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
-from sklearn import metrics
 
 from raycluster.types import UserError
 
@@ -24,25 +23,36 @@ def evaluate(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
     both = (found >= 0) & (known >= 0)
     if not both.any():
         raise UserError(f"none of {len(both)} samples has both a cluster and a true label: does the data hold labels?")
+    from sklearn.metrics import adjusted_rand_score
+
     found, known = found[both], known[both]
     return {
-        "nmi_arithmetic": float(metrics.normalized_mutual_info_score(known, found, average_method="arithmetic")),
-        "nmi_geometric": float(metrics.normalized_mutual_info_score(known, found, average_method="geometric")),
+        "nmi_arithmetic": mutual_information(known, found),
+        "nmi_geometric": mutual_information(known, found, mean="geometric"),
         "ami": _adjusted_mutual_information(found, known),
-        "ari": float(metrics.adjusted_rand_score(known, found)),
+        "ari": float(adjusted_rand_score(known, found)),
         "purity": _purity(found, known),
     }
 
 
+def mutual_information(labels: NDArray[np.integer], others: NDArray[np.integer], mean: str = "arithmetic") -> float:
+    """Mutual information of two labellings (N,) over a mean of their entropies: 0 independent, 1 the same."""
+    from sklearn.metrics import normalized_mutual_info_score  # takes seconds, and only one worker asks for it
+
+    return float(normalized_mutual_info_score(labels, others, average_method=mean))
+
+
 def _adjusted_mutual_information(found: NDArray[np.integer], known: NDArray[np.integer]) -> float:
     """AMI with the arithmetic mean (Vinh et al. 2010), in seconds for thousands of clusters."""
+    from sklearn.metrics import mutual_info_score
+
     sizes = [np.unique(labels, return_counts=True)[1] for labels in (found, known)]
     if len(sizes[0]) == len(sizes[1]) and len(sizes[0]) in (1, len(found)):
         return 1.0
     chance = _expected_mutual_information(*sizes)
     spread = sum(-(s / s.sum() * np.log(s / s.sum())).sum() for s in sizes) / 2 - chance
     smallest = np.finfo(np.float64).eps
-    return float((metrics.mutual_info_score(known, found) - chance) / (spread if abs(spread) > smallest else smallest))
+    return float((mutual_info_score(known, found) - chance) / (spread if abs(spread) > smallest else smallest))
 
 
 def _expected_mutual_information(found_sizes: NDArray[np.integer], known_sizes: NDArray[np.integer]) -> float:
