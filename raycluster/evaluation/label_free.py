@@ -1,13 +1,14 @@
 """Scores of features and clusters that need no labels.
 
-What is known of their worth. intra_cluster_edges asks whether the network learned the clusters it was taught, as the
-validity indices of clustering do. It compares networks taught the same number of clusters; across numbers it says
-little, since few large clusters are easily kept together. effective_rank (RankMe: Garrido et al., 2023) does not look
-at the clusters: it followed linear probe accuracy over the hyperparameters of joint-embedding methods, and falls when
-features collapse, but noise raises it, too, so that an untrained network may score high. The agreement of clusters
-with those of the round before (nmi_previous in metrics.jsonl) rises while DeepCluster trains, then saturates (Caron et
-al., 2018, figure 2), and grows with the number of clusters by chance alone. Where labels exist, a sweep reports how
-well each score ranked its trials.
+What is known of their worth. effective_rank (RankMe: Garrido et al., 2023) does not look at the clusters: it followed
+linear probe accuracy over the hyperparameters of joint-embedding methods, and falls when features collapse, but noise
+raises it, too, so that an untrained network may score high. intra_cluster_edges asks whether the network learned the
+clusters it was taught, as the validity indices of clustering do; across numbers of clusters it may say little, since
+few large clusters are easily kept together. The agreement of clusters with those of the round before (nmi_previous in
+metrics.jsonl) rises while DeepCluster trains, then saturates (Caron et al., 2018, figure 2), and grows with the number
+of clusters by chance alone. In the two sweeps in the README, which have labels, only effective_rank ranked the trials
+of both as kNN accuracy did; so it is the objective of sweeps without. Where labels exist, a sweep reports how well each
+score ranked its trials.
 """
 
 from __future__ import annotations

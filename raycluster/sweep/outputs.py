@@ -87,7 +87,7 @@ def trial_line(sweep: Sweep, trial: Trial) -> str:
     row = next(row for row in sweep.rows() if row.trial is trial)
     values = "  ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in trial.values.items())
     figure = "" if row.objective is None else f"{sweep.objective} {row.objective:.4f}  "
-    epoch = f" at epoch {row.records[-1]['epoch']:g}" if row.records else ""
+    epoch = f" at epoch {row.records[-1]['epoch']:.3g}" if row.records else ""
     reason = f": {row.reason.splitlines()[0]}" if row.reason else ""
     return f"trial {trial.name}  {values}  {figure}{row.status}{epoch}{reason}  {row.worker_seconds:.0f} worker-seconds"
 

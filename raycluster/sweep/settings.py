@@ -20,7 +20,7 @@ class SweepSettings:
     (Optuna's TPE). trials: combinations to try, for random and bayesian. batch: combinations that bayesian proposes at
     a time; part of the result (null for 4). seeds: runs of each combination, whose median counts: `seed`, `seed` + 1...
     objective: what makes a trial good, any number of metrics.jsonl; null for the accuracy of the first of
-    evaluation.probes where there are labels, else intra_cluster_edges. direction: whether more of it is better.
+    evaluation.probes where there are labels, else effective_rank. direction: whether more of it is better.
     early_stopping: `asha` ends trials that lag behind, and runs a grid in a seeded random order. grace_epochs: what
     every trial is given before that, no less than a round of any trial (null for epochs / reduction^2). reduction: one
     in so many goes on at each rung (null for 3).

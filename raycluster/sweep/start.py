@@ -12,7 +12,7 @@ from raycluster.sweep.trials import check_space, make_trial, manifest_uri
 from raycluster.types import UserError
 from raycluster.workers import LocalWorkers
 
-LABEL_FREE_OBJECTIVE = "intra_cluster_edges"
+LABEL_FREE_OBJECTIVE = "effective_rank"
 
 
 def open_sweep(config: SweepConfig) -> Sweep:

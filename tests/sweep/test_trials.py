@@ -107,7 +107,7 @@ def test_a_directory_belongs_to_one_sweep(tiny_sweep: TinySweep, tmp_path: Path)
 def test_without_labels_the_objective_needs_none(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     search = "{method.num_clusters: [10, 20]}"
     assert open_sweep(tiny_sweep(tmp_path / "1", search)).objective == "knn_accuracy"
-    assert open_sweep(tiny_sweep(tmp_path / "2", search, "data.labels=none")).objective == "intra_cluster_edges"
+    assert open_sweep(tiny_sweep(tmp_path / "2", search, "data.labels=none")).objective == "effective_rank"
     assert open_sweep(tiny_sweep(tmp_path / "3", search, "sweep.objective=loss")).objective == "loss"
 
 
