@@ -1,9 +1,11 @@
 """Cluster a file or folder of embeddings (.npy or Parquet), at a path or URI, by exact k-means.
 
     python jobs/cluster.py embeddings=URI num_clusters=10000 out=URI [iterations=20] [init=k-means++] [whiten=256]
+    python jobs/cluster.py embeddings=URI num_clusters=10000 out=URI actors=8
 
 Writes kmeans.npz (centroids; raycluster.load_kmeans), labels.parquet (sample, label) and progress.jsonl to out. The
-same command goes on after an interruption.
+same command goes on after an interruption. actors: that share rows and work on the Ray cluster there is, with the same
+result; without them, the rows stay in this process.
 """
 
 from raycluster.cluster_files import ClusterSettings, cluster

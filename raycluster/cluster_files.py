@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
+from importlib import import_module
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,9 +23,11 @@ from raycluster.clustering.result import KMeans
 from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
 from raycluster.embeddings import as_features
+from raycluster.features import Features
 from raycluster.metrics import balance
 from raycluster.types import UserError
 
+_FREE = ("out", "engine", "actors", "max_block_bytes")  # none of them changes the result
 _KEPT = ("centroids", "velocity", "sizes", "inertia")
 
 
@@ -32,7 +37,9 @@ class ClusterSettings:
 
     embeddings: .npy or Parquet file, or a folder of them, at a path or URI. out: folder or URI of the results. column:
     of Parquet files, null for the only one that fits. iterations: at most. init, spherical, seed, engine, plain: see
-    `raycluster.kmeans`. whiten: columns to whiten to first, null to take the rows as they are.
+    `raycluster.kmeans`. whiten: columns to whiten to first, null to take the rows as they are. actors: of a Ray cluster
+    that share the rows, the same result to the bit; 0 to work in this process. max_block_bytes: rows that an actor
+    reads at a time.
     """
 
     embeddings: str
@@ -46,11 +53,28 @@ class ClusterSettings:
     engine: Literal["auto", "int8", "torch", "faiss"] = "auto"
     plain: bool = False
     whiten: Annotated[int, Field(ge=1)] | None = None
+    actors: Annotated[int, Field(ge=0)] = 0
+    max_block_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
 
 
 def cluster(config: ClusterSettings) -> str:
     """Write kmeans.npz, labels.parquet and progress.jsonl; an interrupted call goes on. Returns what to print."""
-    features = as_features(config.embeddings, column=config.column)
+    with _opened(config) as features:
+        return _cluster(config, features)
+
+
+@contextmanager
+def _opened(config: ClusterSettings) -> Iterator[Features]:
+    if config.actors:  # loaded by name: who asks for no actors need not load Ray
+        limits = {"num_actors": config.actors, "max_block_bytes": config.max_block_bytes}
+        pooled_files = import_module("raycluster.distributed.cluster").pooled_files
+        with pooled_files(config.embeddings, config.column, **limits) as features:
+            yield features
+    else:
+        yield as_features(config.embeddings, column=config.column)
+
+
+def _cluster(config: ClusterSettings, features: Features) -> str:
     if config.whiten:
         features = whiten(features, config.whiten)
     state = _resume(config)
@@ -80,7 +104,7 @@ def cluster(config: ClusterSettings) -> str:
 
 def _fingerprint(config: ClusterSettings) -> str:
     """Names everything that decides the result."""
-    deciding = {name: value for name, value in asdict(config).items() if name not in ("out", "engine")}
+    deciding = {name: value for name, value in asdict(config).items() if name not in _FREE}
     return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 

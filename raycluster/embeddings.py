@@ -47,16 +47,21 @@ def as_features(x: Any, *, column: str | None = None) -> Features:
 
 def read(uri: str, column: str | None = None) -> Iterator[NDArray[Any]]:
     """The (n, D) matrices of the files at a path or URI, some rows at a time, in order."""
-    is_folder = storage.file_info(uri).type.name == "Directory"
-    files = [name for name in storage.list_files(uri, recursive=True)] if is_folder else [uri]
-    wanted = [name for name in files if storage.without_options(name)[0].endswith(_FILES)]
-    if not wanted:
-        raise UserError(f"{storage.shown(uri)} holds no {' or '.join(_FILES)} files; seen {len(files)} others")
-    for name in wanted:
+    for name in embedding_files(uri):
         if storage.without_options(name)[0].endswith(".npy"):
             yield _read_npy(name)
         else:
             yield from _read_parquet(name, column)
+
+
+def embedding_files(uri: str) -> list[str]:
+    """The files at a path or URI that may hold embeddings, in the order of their names. UserError if there is none."""
+    is_folder = storage.file_info(uri).type.name == "Directory"
+    files = storage.list_files(uri, recursive=True) if is_folder else [uri]
+    wanted = [name for name in files if storage.without_options(name)[0].endswith(_FILES)]
+    if not wanted:
+        raise UserError(f"{storage.shown(uri)} holds no {' or '.join(_FILES)} files; seen {len(files)} others")
+    return wanted
 
 
 def _read_npy(uri: str) -> NDArray[Any]:
@@ -72,8 +77,7 @@ def _read_npy(uri: str) -> NDArray[Any]:
 
 
 def _read_parquet(uri: str, column: str | None) -> Iterator[NDArray[Any]]:
-    filesystem, path = storage.filesystem(uri)
-    file = storage.attempt("open", uri, lambda: pq.ParquetFile(path, filesystem=filesystem))
+    file = _parquet(uri)
     chosen = column or _only_column(uri, file.schema_arrow)
     if chosen not in file.schema_arrow.names:
         raise UserError(
@@ -82,6 +86,16 @@ def _read_parquet(uri: str, column: str | None) -> Iterator[NDArray[Any]]:
     for batch in file.iter_batches(_BLOCK_ROWS, columns=[chosen]):
         if batch.num_rows:
             yield matrix_of(batch.column(0), f"column {chosen!r} of {storage.shown(uri)}")
+
+
+def only_column(uri: str) -> str:
+    """The column of a Parquet file that holds lists of numbers. UserError unless there is exactly one."""
+    return _only_column(uri, _parquet(uri).schema_arrow)
+
+
+def _parquet(uri: str) -> pq.ParquetFile:
+    filesystem, path = storage.filesystem(uri)
+    return storage.attempt("open", uri, lambda: pq.ParquetFile(path, filesystem=filesystem))
 
 
 def _only_column(uri: str, schema: pa.Schema) -> str:

@@ -62,9 +62,10 @@ class FeatureStore:
     def add(self, version: str, shard: int, block: Block) -> None:
         self.blocks.setdefault(version, {})[shard] = ray.put(block)
 
-    def take(self, version: str, shard: int, first: int, values: NDArray[Any]) -> None:
-        """Hold rows that lie in the object store; their sample ids count up from `first`."""
-        matrix: NDArray[Any] = np.stack(list(values)) if values.dtype == object else values
+    def take(self, version: str, shard: int, first: int, values: NDArray[Any], start: int, stop: int) -> None:
+        """Hold values[start:stop], which lie in the object store; their sample ids count up from `first`."""
+        chosen = values[start:stop]
+        matrix: NDArray[Any] = np.stack(list(chosen)) if chosen.dtype == object else chosen
         floats = matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
         self.add(version, shard, Block(np.arange(first, first + len(floats)), floats))
 

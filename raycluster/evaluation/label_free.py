@@ -6,9 +6,9 @@ raises it, too, so that an untrained network may score high. intra_cluster_edges
 clusters it was taught, as the validity indices of clustering do; across numbers of clusters it may say little, since
 few large clusters are easily kept together. The agreement of clusters with those of the round before (nmi_previous in
 metrics.jsonl) rises while DeepCluster trains, then saturates (Caron et al., 2018, figure 2), and grows with the number
-of clusters by chance alone. In the two sweeps in the README, which have labels, only effective_rank ranked the trials
-of both as kNN accuracy did; so it is the objective of sweeps without. Where labels exist, a sweep reports how well each
-score ranked its trials.
+of clusters by chance alone. In the three sweeps in the README, which have labels, only effective_rank ranked the
+trials of all as kNN accuracy did; so it is the objective of sweeps without. Where labels exist, a sweep reports how
+well each score ranked its trials.
 """
 
 from __future__ import annotations

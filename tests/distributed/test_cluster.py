@@ -9,16 +9,21 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.actor import ActorHandle
 
 import raycluster
+from raycluster.cluster_files import ClusterSettings, cluster
 from raycluster.clustering.kmeans import Progress, kmeans
 from raycluster.clustering.result import KMeans
 from raycluster.clustering.whitening import whiten
+from raycluster.distributed.cluster import pooled as as_pool
 from raycluster.distributed.pool import PooledFeatures, start_pool
 from raycluster.features import LocalFeatures
 from raycluster.types import Block, UserError
@@ -137,3 +142,39 @@ def test_a_dataset_is_clustered_like_an_array(ray_cluster: None) -> None:
     assert digest(here) == digest(there)
     with pytest.raises(UserError, match="seen 'nothing'"):
         raycluster.kmeans(dataset, 9, column="nothing")
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_files_are_clustered_by_actors_like_in_one_process(ray_cluster: None, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number, part in enumerate(np.array_split(rows(), 3)):
+        if kind == "npy":
+            np.save(tmp_path / "in" / f"{number}.npy", part)
+        else:
+            table = pa.table({"path": [str(index) for index in range(len(part))], "embedding": part.tolist()})
+            pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
+
+    def clustered(**options: int) -> KMeans:
+        out = str(tmp_path / f"out-{options.get('actors', 0)}")
+        cluster(ClusterSettings(embeddings=str(tmp_path / "in"), num_clusters=9, out=out, whiten=16, **options))
+        return raycluster.load_kmeans(f"{out}/kmeans.npz")
+
+    here, there = clustered(), clustered(actors=2, max_block_bytes=5000)
+    assert digest(here) == digest(there)
+    outs = [(tmp_path / f"out-{actors}" / "labels.parquet").read_bytes() for actors in (0, 2)]
+    assert outs[0] == outs[1]
+    (tmp_path / "in" / ("9.npy" if kind == "parquet" else "9.parquet")).touch()
+    with pytest.raises(UserError, match=r"holds \.npy and Parquet files"):
+        clustered(actors=2)
+
+
+def test_blocks_are_cut_to_size(ray_cluster: None) -> None:
+    dataset = ray.data.from_numpy(np.array_split(rows(), 2))
+    with as_pool(dataset, num_actors=2, max_block_bytes=24 * 4 * 100) as features:
+        sizes = features.fold(_largest, combine=max)
+        assert features.num_rows == NUM_ROWS and sizes == 100
+        assert np.array_equal(features.rows(np.arange(NUM_ROWS)), rows())
+
+
+def _largest(block: Block) -> int:
+    return len(block.samples)
