@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,7 +25,7 @@ class Line:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._stopping = self._proposed = self._let_go = self._taken = False
-        self._crews: list[list[ActorHandle]] = []
+        self._crews: list[bytes] = []
 
     def tell(self, event: Event) -> None:
         self._events.append(event)
@@ -56,11 +57,11 @@ class Line:
         self._let_go = ready or self._taken
         return self._let_go == ready
 
-    def appoint(self, actors: list[ActorHandle]) -> None:
-        """From now on these are the pool of features."""
+    def appoint(self, actors: bytes) -> None:
+        """From now on these are the pool of features; pickled, for handles import their classes, and these torch."""
         self._crews.append(actors)
 
-    def crew(self, number: int) -> list[ActorHandle]:
+    def crew(self, number: int) -> bytes:
         return self._crews[number - 1]
 
     def crews(self) -> int:
@@ -107,7 +108,7 @@ class Speaker:
 
     def crew(self, number: int) -> list[ActorHandle]:
         """The actors of a pool; every worker must ask for the same number."""
-        found: list[ActorHandle] = ray.get(self._line.crew.remote(number))
+        found: list[ActorHandle] = cloudpickle.loads(ray.get(self._line.crew.remote(number)))
         return found
 
     def _ask(self, method: Any, *args: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
@@ -75,7 +76,7 @@ class _Listener:
             changed = self._crew.adapt(idle=idle)
             self._tidied = self._tidied or idle
             if changed or not crews:
-                self._line.appoint.remote(list(self._crew.actors))
+                self._line.appoint.remote(cloudpickle.dumps(list(self._crew.actors)))
             processes = self._crew.processes()
         except (RayError, OSError):  # a moment of trouble on the head; it is tried again
             return

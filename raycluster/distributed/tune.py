@@ -13,19 +13,17 @@ from typing import Any
 
 import ray
 import ray.tune
-from ray._private.worker import get_dashboard_url
 from ray.actor import ActorHandle
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
-from ray.util.state import list_actors
 
 from raycluster import storage
 from raycluster.checkpoint import list_checkpoints
 from raycluster.config import parse
 from raycluster.data.manifest import DataSettings
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.session import TRAIN_SLOT, ray_session
+from raycluster.distributed.session import TRAIN_SLOT, ray_session, request_stop
 from raycluster.distributed.shared import SharedPictures, SharingWorkers, start_shelf
 from raycluster.distributed.trainer import fit
 from raycluster.events import Event, Round
@@ -65,9 +63,11 @@ def tune(config: SweepConfig) -> str:
         if not workers:
             for uri in storage.list_files(storage.parent(manifest_uri(config, config.data))):
                 pictures.add(uri, config.data, min(config.views.train.size, config.views.cluster.size))
-        run_trial = partial(_run_trial, data=config.data, pictures=pictures, shelf=start_shelf())
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        stopper = _Stopper(sweep)
+        remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Ends)
+        ends: ActorHandle | None = remote.remote() if workers else None
+        run_trial = partial(_run_trial, data=config.data, pictures=pictures, shelf=start_shelf(), ends=ends)
+        stopper = _Stopper(sweep, ends)
         tuner = Tuner(
             ray.tune.with_resources(run_trial, resources),
             tune_config=TuneConfig(
@@ -120,24 +120,7 @@ def _resources(config: SweepConfig) -> tuple[dict[str, float], int | None]:
             f"run.workers is {workers}, but the cluster has {total.get(kind, 0):g} {kind}; wanted one for every worker "
             "of a trial: add nodes, ask for fewer workers, or set run.workers=0"
         )
-    if config.sweep.early_stopping != "none" and not _has_dashboard():
-        raise UserError(
-            "sweep.early_stopping with run.workers needs Ray's dashboard, which is not running on this cluster: "
-            "without it a stopped trial never gives its workers back, and the sweep would hang. Start the cluster "
-            "with `ray start --head --include-dashboard=true`, or set run.workers=0 or sweep.early_stopping=none"
-        )
     return {HEAD: 0.001}, int(total[kind] // workers)
-
-
-def _has_dashboard() -> bool:
-    """Whether the State API answers, which frees what a stopped trial's workers hold."""
-    if not get_dashboard_url():  # said at once; the State API would look for one for a minute
-        return False
-    try:
-        list_actors(limit=1, timeout=10)
-    except Exception:
-        return False
-    return True
 
 
 class _Unsaved:
@@ -177,12 +160,29 @@ class _Search(_Unsaved, Searcher):
         """See `_Unsaved`."""
 
 
-class _Stopper(_Unsaved, FIFOScheduler):
-    """Asks the sweep after every round whether a trial goes on."""
+class _Ends:
+    """Names of trials that are to end themselves. If it is lost with them, they hear it after their next round."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def add(self, name: str) -> None:
+        self._names.add(name)
+
+    def has(self, name: str) -> bool:
+        return name in self._names
+
+
+class _Stopper(_Unsaved, FIFOScheduler):
+    """Asks the sweep after every round whether a trial goes on.
+
+    One with training workers is told to end, where Tune would kill it: then Ray would never give its workers' places
+    back, or only where it has a dashboard.
+    """
+
+    def __init__(self, sweep: Sweep, ends: ActorHandle | None) -> None:
         super().__init__()
-        self._sweep = sweep
+        self._sweep, self._ends = sweep, ends
         self.mistake: UserError | None = None  # Tune would make text of it
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -191,24 +191,40 @@ class _Stopper(_Unsaved, FIFOScheduler):
         except UserError as error:
             self.mistake = error
             raise
+        if stop and self._ends is not None:
+            ray.get(self._ends.add.remote(trial.config["name"]))
+            return self.CONTINUE
         return self.STOP if stop else self.CONTINUE
 
 
 class _TrialWatcher(Watcher):
-    """Shows a run as always, and reports its rounds to Tune."""
+    """Shows a run as always, reports its rounds to Tune, and stops it when it is told to."""
+
+    def __init__(self, config: Config, name: str, ends: ActorHandle | None) -> None:
+        super().__init__(config)
+        self._name, self._ends = name, ends
 
     def see(self, event: Event) -> None:
         super().see(event)
         if isinstance(event, Round):
             ray.tune.report({"record": json.dumps(event.record)})  # as text: Tune would flatten it
+            if self._ends is not None and ray.get(self._ends.has.remote(self._name)):  # Tune has decided by now
+                request_stop("")
 
 
-def _run_trial(trial: dict[str, str], *, data: DataSettings, pictures: SharedPictures, shelf: ActorHandle) -> None:
+def _run_trial(
+    trial: dict[str, str],
+    *,
+    data: DataSettings,
+    pictures: SharedPictures,
+    shelf: ActorHandle,
+    ends: ActorHandle | None,
+) -> None:
     """The very same run as `jobs/pretrain.py` makes of the configuration in the run directory."""
     prepare_process()
     run_dir = trial["run_dir"]
     config = parse(Config, storage.read_bytes(storage.join(run_dir, "config.yaml")).decode())
-    watcher = _TrialWatcher(config)
+    watcher = _TrialWatcher(config, trial["name"], ends)
     try:
         if config.run.workers_wanted()[1]:
             fit(config, watcher)
@@ -217,6 +233,8 @@ def _run_trial(trial: dict[str, str], *, data: DataSettings, pictures: SharedPic
         workers = SharingWorkers(held, shelf, _key(config), begins=not list_checkpoints(run_dir))
         for event in pretrain(config, workers):
             watcher.see(event)
+    except Stopped:
+        return
     except UserError as error:  # not raised, since Tune would only try again
         ray.tune.report({"failed": str(error)})
     finally:

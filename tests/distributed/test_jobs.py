@@ -119,7 +119,7 @@ class Cluster(NamedTuple):
     def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ray"), "job", *words]
         return subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
         )
 
     def submit(self, name: str, *words: object, wait: bool, job: str = "pretrain") -> subprocess.CompletedProcess[str]:

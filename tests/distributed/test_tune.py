@@ -179,8 +179,6 @@ def test_what_cannot_work_is_refused_at_once(ray_cluster: None, make: Make, tmp_
         tune(make(tmp_path, "run.workers={min: 1, max: 2}"))
     with pytest.raises(UserError, match="but the cluster has 3 train_slot"):
         tune(make(tmp_path, "run.workers=4"))
-    with pytest.raises(UserError, match=r"needs Ray's dashboard, which is not running .* would hang"):
-        tune(make(tmp_path, "run.workers=1"))
     assert not (tmp_path / "trials").exists()
     with pytest.raises(UserError, match=r"seen acuracy; wanted a number of metrics.jsonl, here .*knn_accuracy"):
         tune(make(tmp_path / "objective", "sweep.objective=acuracy"))
