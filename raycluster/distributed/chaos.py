@@ -21,7 +21,7 @@ from raycluster.distributed.faults import FAULTS, Scene
 from raycluster.distributed.stage import Stage
 from raycluster.pretrain import pretrain
 from raycluster.run import Config
-from raycluster.status import Status
+from raycluster.status import Loss, Status
 from raycluster.types import UserError
 from raycluster.workers import LocalWorkers
 
@@ -141,17 +141,19 @@ def scene_of(play: Play, stage: Stage, folder: Path, *, seed: int) -> Scene:
 def act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
     """Let everything happen to one run, wait for its end, and compare it with the run in the directory `reference`."""
     outcomes: list[Outcome] = []
+    known: list[int] = []
+    losses: tuple[Loss, ...] = ()
     try:
         if not play.starts:
             scene.start()
         for fault in play.faults:
-            before = scene.status() or Status()
             scene.moment, scene.stopped_at = "", 0.0
             outcomes.append(Outcome(fault, "", 0.0, 0.0, "not reached"))
             FAULTS[fault](scene)
-            repeated, recovery = _settle(scene, before)
-            outcomes[-1] = Outcome(fault, scene.moment, repeated, recovery, "")
+            known.append(scene.num_losses)
+            outcomes[-1] = Outcome(fault, scene.moment, 0.0, _settle(scene), "")
         _finish(scene)
+        losses = (scene.status() or Status()).lost
         if scene.compare_with is not None:
             reference = scene.compare_with
             undisturbed(reference, scene.options)
@@ -164,24 +166,36 @@ def act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
             scene.job.wait()
         for undo in reversed(scene.undo):
             undo()
+    for place, (first, last) in enumerate(zip(known, [*known[1:], len(losses)], strict=True)):
+        outcomes[place] = _counted(outcomes[place], losses[first:last])
     return [replace(outcome, result=outcome.result or result) for outcome in outcomes]
 
 
-def _settle(scene: Scene, before: Status) -> tuple[float, float]:
-    """Until the run works again or has passed the round: seconds of work that is repeated, seconds until it went on."""
+def _counted(outcome: Outcome, losses: Sequence[Loss]) -> Outcome:
+    """With what the run lost between this fault and the next."""
+    repeated = sum(loss.seconds_repeated for loss in losses)
+    return replace(
+        outcome,
+        repeated=repeated,
+        recovery=outcome.recovery or sum(loss.recovery_seconds or 0.0 for loss in losses),
+    )
+
+
+def _settle(scene: Scene) -> float:
+    """Until the run works again or has passed the round; after a stop on purpose, seconds until it went on."""
     until = time.monotonic() + _SETTLE_SECONDS
     while time.monotonic() < until and scene.job is not None and scene.job.poll() is None:
         status = scene.status() or Status()
-        losses = status.lost[len(before.lost) :]
+        losses = status.lost[scene.num_losses :]
         at_work = status.workers > 0 and status.phase in _WORKING and status.updated_at > scene.stopped_at
-        if at_work and losses and all(loss.recovery_seconds is not None for loss in losses):
-            return sum(loss.seconds_repeated for loss in losses), sum(loss.recovery_seconds or 0.0 for loss in losses)
         if at_work and scene.stopped_at and not losses:
-            return 0.0, status.updated_at - scene.stopped_at
+            return status.updated_at - scene.stopped_at
+        if at_work and losses and all(loss.recovery_seconds is not None for loss in losses):
+            break
         if at_work and status.round > scene.round:
             break
         time.sleep(0.05)
-    return 0.0, 0.0
+    return 0.0
 
 
 def _finish(scene: Scene) -> None:

@@ -24,16 +24,16 @@ from raycluster.distributed.stage import Stage, kill, wait_until
 from raycluster.status import Status, read_status
 
 OUTAGE_SECONDS = 30.0
-NOTICE_SECONDS = 15.0
+NOTICE_SECONDS = 15
 
 
 @dataclass
 class Scene:
     """One run that things happen to, one after the other.
 
-    round: the first in which the next one may happen. moment: when the last one did. stopped_at: when the job was ended
-    on purpose. compare_with: the directory of a run to finish undisturbed, if it is not the one from the beginning.
-    undo: what to do when it is over.
+    round: the first in which the next one may happen. moment: when the last one did. num_losses: that the run had told
+    of by then. stopped_at: when the job was ended on purpose. compare_with: the directory of a run to finish
+    undisturbed, if it is not the one from the beginning. undo: what to do when it is over.
     """
 
     stage: Stage
@@ -44,6 +44,7 @@ class Scene:
     job: subprocess.Popen[bytes] | None = None
     round: int = 1
     moment: str = ""
+    num_losses: int = 0
     stopped_at: float = 0.0
     compare_with: str | None = None
     undo: list[Callable[[], None]] = field(default_factory=list)
@@ -75,7 +76,9 @@ class Scene:
         status: Status = wait_until(there, job=self.job)
         time.sleep(self.rng.uniform(0.0, 0.25 if phase != "training" else 1.5))
         self.moment, self.round = f"{phase}, round {status.round + 1}", status.round + 1
-        return self.status() or status
+        status = self.status() or status
+        self.num_losses = len(status.lost)
+        return status
 
     def victim(self, part: str) -> str:
         """One of the processes that play this part now."""

@@ -73,7 +73,7 @@ class Stage:
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def drain_node(self, node: Any, seconds: float) -> None:
+    def drain_node(self, node: Any, seconds: int) -> None:
         """The notice of a spot machine: it goes away after so many seconds."""
         ray = str(Path(sys.executable).parent / "ray")
         words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot machine"]
