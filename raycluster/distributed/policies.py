@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.failure_handling.default import (
     RETRYABLE_CONTROLLER_ERRORS,
     _is_preemption_failure,
@@ -22,6 +23,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
     FixedScalingPolicy,
     NoopDecision,
     ScalingPolicy,
+)
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
 )
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
@@ -52,12 +56,34 @@ class _FreshReservations:
         return {node: resources for node, resources in reserved.items() if node not in leaving}
 
 
-class SavingFirst(_FreshReservations, FeasibleDemand):
+class _Requester(ScalingPolicy):
+    """Asks for machines under the name of the run: a job that goes on takes the place of one that was killed.
+
+    Under a name of its own, as Ray has it, it would wait three minutes, until what the dead job asked for expires.
+    """
+
+    _name: str
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        self._requester_id = f"raycluster-{self._name}"
+        self._coordinator_client = TrainAutoscalingCoordinatorClient(self._requester_id)
+        self._send_resource_request()
+
+
+class Fixed(_Requester, FixedScalingPolicy):
+    """The same number of workers from the beginning to the end."""
+
+    def __init__(self, scaling_config: ScalingConfig, name: str) -> None:
+        super().__init__(scaling_config)
+        self._name = name
+
+
+class SavingFirst(_Requester, _FreshReservations, FeasibleDemand):
     """Elastic, but a running group is restarted in another size only when its workers have saved and let go."""
 
-    def __init__(self, scaling_config: ScalingConfig, line: ActorHandle) -> None:
+    def __init__(self, scaling_config: ScalingConfig, name: str, line: ActorHandle) -> None:
         super().__init__(scaling_config)
-        self._line, self._proposed = line, False
+        self._name, self._line, self._proposed = name, line, False
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         if not self._proposed:
@@ -109,11 +135,11 @@ class Forgiving(FailurePolicy):
         return FailureDecision.RETRY if verdict.restart else FailureDecision.RAISE
 
 
-def scaling_policy(scaling_config: ScalingConfig, line: ActorHandle | None) -> ScalingPolicy:
-    """The policy for a group of a fixed or an elastic number of workers."""
+def scaling_policy(scaling_config: ScalingConfig, name: str, line: ActorHandle | None) -> ScalingPolicy:
+    """The policy for a fixed or an elastic number of workers. name: of the run, the same for all of its jobs."""
     if line is None or not scaling_config.elasticity_enabled:
-        return FixedScalingPolicy(scaling_config)
-    return SavingFirst(scaling_config, line)
+        return Fixed(scaling_config, name)
+    return SavingFirst(scaling_config, name, line)
 
 
 def draining_nodes() -> set[str]:

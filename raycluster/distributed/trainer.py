@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, cast
 
 import ray
@@ -16,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from raycluster import storage
 from raycluster.chronicle import StatusKeeper
 from raycluster.distributed.crew import Crew
 from raycluster.distributed.demand import anchor
@@ -99,7 +101,7 @@ def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
                 failure_config=FailureConfig(max_failures=config.run.max_failures),
             ),
         )
-        trainer.line = line
+        trainer.line, trainer.requester = line, sha256(storage.absolute(config.run.dir).encode()).hexdigest()[:16]
         try:
             found: tuple[str, str] = trainer.fit().return_value  # type: ignore[attr-defined]
         except TrainingFailedError as error:
@@ -117,11 +119,12 @@ class _Trainer(TorchTrainer):
     """With our policies in place of Ray's, and without its handler of Ctrl-C."""
 
     line: ActorHandle | None = None
+    requester = ""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         if self.line is not None:
             scaling, run = cast("ScalingConfig", self.scaling_config), cast("RunConfig", self.run_config)
-            arguments["scaling_policy"] = scaling_policy(scaling, self.line)
+            arguments["scaling_policy"] = scaling_policy(scaling, self.requester, self.line)
             arguments["failure_policy"] = Forgiving(run.failure_config or FailureConfig(), self.line)
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
