@@ -52,7 +52,8 @@ class Play:
 
 _FAST = ("training.mode=fast", "training.epochs=1")
 _SELDOM = ("run.checkpoint_minutes=60",)  # so that only what is saved in time is saved
-_LONG = (*_SELDOM, "training.epochs=14")  # so that a notice ends before the run does
+_TWICE = ("training.epochs=14",)  # as long, so that all happens before the run ends
+_LONG = (*_SELDOM, *_TWICE)
 _BEGINNING_ONE = ("disk full for 30 s", "bucket out of reach for 30 s", "pictures broken in the middle of a shard")
 PLAYS = (
     Play(
@@ -79,7 +80,8 @@ PLAYS = (
             "pool actor killed while training",
             "all training workers killed",
             "training worker killed, and one more on recovery",
-        )
+        ),
+        _TWICE,
     ),
     Play(("node removed while extracting", "node added", "node removed while clustering"), _SELDOM),
     Play(
