@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +17,9 @@ from typing import Any
 import ray
 
 TRAIN_SLOT = "train_slot"  # requested by training workers only: elastic scheduling live-locks on a shared resource
+
+_READERS = ("StreamingExecutor", "iter_threaded", "ray-data")
+_READERS_SECONDS = 10.0
 
 _stop_requested = False
 _stop_reason = ""
@@ -81,7 +85,19 @@ def ray_session(*, train_slots: int = 0, num_cpus: int | None = None, dashboard:
         try:
             yield
         finally:
+            _let_readers_end()
             ray.shutdown()
+
+
+def _let_readers_end() -> None:
+    """Wait for the threads of Ray Data: one that is inside a call while Ray goes would end this process, exit code 1.
+
+    They end soon after whoever read from them stopped in the middle.
+    """
+    until = time.monotonic() + _READERS_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(_READERS):
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _own(folder: str, train_slots: int, num_cpus: int | None, dashboard: bool) -> dict[str, Any]:
