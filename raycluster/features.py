@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import reduce
+from functools import lru_cache, reduce
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -80,14 +79,18 @@ class LocalFeatures:
                 f"{len(self._blocks)} blocks. Check that the data set is not empty and every block is of one layer"
             )
         self.dim = dims[0]
-        self._sorted = np.concatenate([block.samples for block in self._blocks])
-        self._order: NDArray[np.intp] | None = None
-        if (np.diff(self._sorted) < 0).any():  # mostly they are in order, and need no memory for it
-            self._order = np.argsort(self._sorted, kind="stable")
-            self._sorted = self._sorted[self._order]
-        repeated = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
+        known, _ = self._index()
+        repeated = known[1:][known[1:] == known[:-1]]
         if len(repeated):
             raise UserError(f"sample ids must occur once; {repeated[0]} occurs again: one shard was given twice?")
+
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
+        """All sample ids, ascending, and the rows they belong to, None if they are in order. Not worth its memory."""
+        samples = np.concatenate([block.samples for block in self._blocks])
+        if not (samples[1:] < samples[:-1]).any():
+            return samples, None
+        order = np.argsort(samples, kind="stable")
+        return samples[order], order
 
     def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
         """See `Features.fold`."""
@@ -97,8 +100,7 @@ class LocalFeatures:
         num_totals = -(-threads // _THREADS_PER_TOTAL)
         for _ in range(num_totals):
             totals.put([])
-        with _threads(threads) as share:
-            share(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
+        _share(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
         return reduce(combine, [total for _ in range(num_totals) for total in totals.get()])
 
     def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> LocalFeatures:
@@ -108,8 +110,7 @@ class LocalFeatures:
 
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Features.collect`."""
-        with _threads(len(self._blocks)) as share:
-            return share(lambda block: function(_floats(block), *args), self._blocks)
+        return _share(lambda block: function(_floats(block), *args), self._blocks)
 
     def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `Features.each`."""
@@ -117,16 +118,19 @@ class LocalFeatures:
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Features.rows`. Raises UserError for an unknown sample id."""
-        place = np.searchsorted(self._sorted, samples).clip(max=self.num_rows - 1)
-        unknown = np.asarray(samples)[self._sorted[place] != samples]
+        known, order = self._index()
+        place = np.searchsorted(known, samples).clip(max=self.num_rows - 1)
+        unknown = np.asarray(samples)[known[place] != samples]
         if len(unknown):
             raise UserError(f"no features of sample {unknown[0]} ({len(unknown)} such samples): were they extracted?")
         starts = np.cumsum([0] + [len(block.samples) for block in self._blocks])
-        where = place if self._order is None else self._order[place]
+        where = place if order is None else order[place]
         result = np.empty((len(where), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
             mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
-            result[mine] = _floats(Block(block.samples, block.values[where[mine] - starts[index]])).values
+            for start in range(0, len(mine), _PIECE_ROWS):
+                part = mine[start : start + _PIECE_ROWS]
+                result[part] = _floats(Block(block.samples, block.values[where[part] - starts[index]])).values
         return result
 
 
@@ -170,21 +174,36 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@contextmanager
-def _threads(num_tasks: int) -> Iterator[Callable[..., list[Any]]]:
-    """A `map` over the threads that so many tasks can use; in this thread where that is one."""
-    # The products inside a kernel run on one thread each, so the threads of the pool do not fight for cores. A thread
-    # that sets its own count also changes the count of threads born later, hence the restoring.
-    count = torch.get_num_threads()
+def _share(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+    """A `map` over as many threads as torch has. This one works from the end, those of the pool from the start."""
+    # The products inside a kernel run on one thread each, so the threads do not fight for cores. A thread that sets its
+    # own count also changes the count of threads born later, hence the restoring.
+    count, places = torch.get_num_threads(), range(len(items))
+    pool = _pool(count - 1) if min(count, len(items)) > 1 else None
+    futures = [pool.submit(_alone, function, items, place) for place in places] if pool else []
     try:
-        if min(count, num_tasks) <= 1:
-            torch.set_num_threads(1)
-            yield lambda function, items: list(map(function, items))
-        else:
-            with ThreadPoolExecutor(min(count, num_tasks), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield lambda function, items: list(pool.map(function, items))
+        if not futures:
+            return [_alone(function, items, place) for place in places]
+        return [
+            _alone(function, items, place) if futures[place].cancel() else futures[place].result()
+            for place in reversed(places)
+        ][::-1]
     finally:
+        for future in futures:
+            if not future.cancel():
+                future.exception()  # waits
         torch.set_num_threads(count)
+
+
+@lru_cache(maxsize=1)
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: those that come and go leave memory behind, each some MB."""
+    return ThreadPoolExecutor(num_threads)
+
+
+def _alone(function: Callable[[Any], T], items: Sequence[Any], place: int) -> T:
+    torch.set_num_threads(1)
+    return function(items[place])
 
 
 def _pieces(block: Block) -> Iterator[Block]:

@@ -203,7 +203,7 @@ def _sinkhorn(count: int = 20_000, clusters: int = 500) -> tuple[float, float]:
 
 
 def _combine(clusters: int = 10_000) -> float:
-    left, right = (ClusterSums(np.ones(clusters, np.int64), np.ones((clusters, DIM), np.int64), 0) for _ in range(2))
+    left, right = (ClusterSums(np.ones((clusters, DIM), np.int64), ()) for _ in range(2))
     return core_seconds(lambda: merge(left, right)) / left.totals.nbytes
 
 

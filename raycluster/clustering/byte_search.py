@@ -137,5 +137,9 @@ def _members(tops: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor) -> to
 
 def _scores(rows: torch.Tensor, pairs: _Pairs, target: Target) -> torch.Tensor:
     """Scores of pairs in float32."""
-    products = rows.index_select(0, pairs.rows).mul_(target.centred.index_select(0, pairs.columns))
-    return products.sum(dim=1) + target.offsets[pairs.columns]
+    centroids, centre = torch.from_numpy(target.centroids), torch.from_numpy(target.centre)
+    size, products = max(1, _PANEL_SCORES // rows.shape[1]), []
+    for those, columns in zip(pairs.rows.split(size), pairs.columns.split(size), strict=True):
+        centred = centroids.index_select(0, columns).sub_(centre)
+        products.append(centred.mul_(rows.index_select(0, those)).sum(dim=1))
+    return torch.cat(products) + target.offsets[pairs.columns]

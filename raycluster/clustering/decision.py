@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_PAIR_ENTRIES = 1 << 20
+_PAIR_ENTRIES = 1 << 17
 # A product's inputs keep 24 bits of mantissa in full float32; torch may have been told to be content with 11 or 8.
 _INPUT_ERROR = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
 

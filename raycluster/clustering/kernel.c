@@ -474,11 +474,10 @@ static inline __attribute__((always_inline)) int64_t bits(double value) {
 
 #define SUMS(suffix, ...)                                                                                               \
     __VA_ARGS__ static void sums_##suffix(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale, \
-                              int64_t *totals, int64_t *counts) {                                                   \
+                              int64_t *totals) {                                                                    \
         for (int64_t row = 0; row < num_rows; row++) {                                                               \
             const float *x = values + row * dim;                                                                     \
             int64_t *restrict total = totals + labels[row] * dim;                                                    \
-            counts[labels[row]]++;                                                                                   \
             for (int64_t d = 0; d < dim; d++) total[d] += bits(x[d] * scale + MAGIC) - bits(MAGIC);                  \
         }                                                                                                            \
     }                                                                                                                \
@@ -501,14 +500,14 @@ SUMS(avx512, AVX512)
 SUMS(avx2, AVX2)
 #endif
 
-/* Add round(values * scale), |values * scale| < 2^51, to the totals (K, D) and counts (K) of their labels. */
+/* Add round(values * scale), |values * scale| < 2^51, to the totals (K, D) of their labels. */
 void raycluster_sums(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale,
-                     int64_t support, int64_t *totals, int64_t *counts) {
+                     int64_t support, int64_t *totals) {
 #ifdef X86
-    if (support == WITH_AVX512) return sums_avx512(values, labels, num_rows, dim, scale, totals, counts);
-    if (support == WITH_AVX2) return sums_avx2(values, labels, num_rows, dim, scale, totals, counts);
+    if (support == WITH_AVX512) return sums_avx512(values, labels, num_rows, dim, scale, totals);
+    if (support == WITH_AVX2) return sums_avx2(values, labels, num_rows, dim, scale, totals);
 #endif
-    sums_portable(values, labels, num_rows, dim, scale, totals, counts);
+    sums_portable(values, labels, num_rows, dim, scale, totals);
 }
 
 /* Sum of round((x - c)^2 * scale), each below 2^51, over all values of the rows and the centroids of their labels. */

@@ -131,13 +131,12 @@ def add_rows(
     labels: NDArray[np.int64],
     scale: float,
     totals: NDArray[np.int64],
-    counts: NDArray[np.int64],
 ) -> None:
-    """Add round(values * scale) to the totals (K, D), and 1 to the counts (K,), of their labels, in place."""
+    """Add round(values * scale) to the totals (K, D) of their labels, in place."""
     kernel = library()
     assert kernel is not None
     rows, chosen = np.ascontiguousarray(values), np.ascontiguousarray(labels)
-    kernel.raycluster_sums(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(totals), _at(counts))
+    kernel.raycluster_sums(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(totals))
 
 
 def spread(values: NDArray[np.float32], labels: NDArray[np.int64], scale: float, centroids: NDArray[np.float32]) -> int:
@@ -159,7 +158,7 @@ def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     kernel.raycluster_prepare.restype = whole
     kernel.raycluster_search.argtypes = [pointer, whole, pointer, pointer, whole, pointer]
     kernel.raycluster_search.restype = whole
-    kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer, pointer]
+    kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
     kernel.raycluster_sums.restype = None
     kernel.raycluster_spread.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
     kernel.raycluster_spread.restype = whole

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,13 @@ from raycluster.clustering.sums import (
     ClusterSums,
     Labelled,
     Sums,
-    inertia_of,
     means,
     merge,
+    parts,
+    select,
     spans,
     spread,
     spread_scale,
-    sum_of_squares,
     sum_scale,
     total,
 )
@@ -104,14 +104,9 @@ def kmeans(
         features = features.map(_on_sphere)
         size = extent(features)
     descent = _Descent(features, size, engine, token_hex(8), _normalised if spherical else _unchanged)
-    if isinstance(init, State):
-        state = init._replace(centroids=init.centroids.copy(), velocity=init.velocity.copy())
-    else:
-        centroids, num_repaired = start(features, num_clusters, init, size=size, seed=seed, engine=engine)
-        centroids = descent.project(centroids)
-        state = State(0, centroids, np.zeros_like(centroids), np.empty(0, np.int64), [], num_repaired)
     try:
-        return _finish(descent, _iterate(descent, state, _Steps(plain, iterations, seed, report)))
+        steps = _Steps(plain, iterations, seed, report)
+        return _finish(descent, _iterate(descent, _begin(descent, num_clusters, init, seed), steps))
     finally:
         features.fold(_forget, descent.name)
 
@@ -135,6 +130,15 @@ class _Descent:
     project: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
+def _begin(descent: _Descent, num_clusters: int, init: Init | State, seed: int) -> State:
+    """A state that may be written over."""
+    if isinstance(init, State):
+        return init._replace(centroids=init.centroids.copy(), velocity=init.velocity.copy())
+    found = start(descent.features, num_clusters, init, size=descent.size, seed=seed, engine=descent.engine)
+    centroids = descent.project(found[0])
+    return State(0, centroids, np.zeros_like(centroids), np.empty(0, np.int64), [], found[1])
+
+
 class _Steps(NamedTuple):
     plain: bool
     iterations: int
@@ -142,76 +146,131 @@ class _Steps(NamedTuple):
     report: Callable[[Progress], None] | None
 
 
+class _Task(NamedTuple):
+    """What rows are labelled and summed by. scale: of sums. unit: of squared distances. step: of the clustering."""
+
+    target: Target
+    scale: float
+    unit: float
+    engine: Engine
+    name: str
+    step: int
+
+
+class _Pace(NamedTuple):
+    """How centroids are to move. sizes: (K,). swings: (K,) which keep their velocity. pairs: what `donors` gave."""
+
+    sizes: NDArray[np.int64]
+    swings: NDArray[np.bool_]
+    pairs: list[tuple[int, int]]
+    inertia: list[float]
+    changed: float
+
+
 def _iterate(descent: _Descent, state: State, steps: _Steps) -> State:
     """Steps one by one; centroids and velocity of the state are written over."""
-    scale, squares = sum_scale(descent.size), sum_of_squares(descent.features, descent.size)
     num_rows = descent.size.num_rows
     for iteration in range(state.iteration, steps.iterations):
         began = time.perf_counter()
-        sums = _sums(descent, state.centroids, scale)
-        inertia = [*state.inertia, inertia_of(sums, state.centroids, scale, squares)]
-        pairs = donors(sums.counts, generator(steps.seed, "kmeans split", iteration + 1))
-        # Sizes that stay say that labels stay: what is left to do is to bring centroids to the means.
-        rising, settled = inertia[-1] > min(inertia), np.array_equal(sums.counts, state.sizes)
-        lloyds = iteration < _FIRST_PLAIN or iteration >= steps.iterations - _LAST_PLAIN
-        momentum = 0.0 if steps.plain or rising or settled or lloyds else _MOMENTUM
-        moved = _advance(descent, state, sums, scale, momentum)
-        _repair(descent, state, sums, scale, pairs)
-        repaired = state.num_repaired + len(pairs)
-        state = State(iteration + 1, state.centroids, state.velocity, sums.counts, inertia, repaired)
+        pace = _advance(descent, state, steps)
+        # The new centroids lie where the velocity was, for rows may ask for the old ones until all have moved.
+        velocity = np.subtract(state.velocity, state.centroids, out=state.centroids)
+        centroids, moved = state.velocity, bool(velocity.any())
+        _repair(descent, centroids, velocity, pace.pairs)
+        repaired = state.num_repaired + len(pace.pairs)
+        state = State(iteration + 1, centroids, velocity, pace.sizes, pace.inertia, repaired)
         seconds = time.perf_counter() - began
         if steps.report:
-            changed = sums.changed / sums.compared if sums.compared else 1.0
-            kept = state._replace(centroids=state.centroids.copy(), velocity=state.velocity.copy())
-            steps.report(Progress(iteration + 1, inertia[-1], changed, seconds, num_rows / seconds, kept))
-        if not moved and not pairs:
+            kept = state._replace(centroids=centroids.copy(), velocity=velocity.copy())
+            rate = num_rows / seconds
+            steps.report(Progress(iteration + 1, pace.inertia[-1], pace.changed, seconds, rate, kept))
+        if not moved and not pace.pairs:
             break
     return state
 
 
-def _advance(descent: _Descent, state: State, sums: ClusterSums, scale: float, momentum: float) -> bool:
-    """Bring centroids to the means of their rows and, with momentum, beyond, in place; whether one moved."""
-    moved = False
-    for part in spans(len(state.centroids)):
-        centroids, velocity = state.centroids[part], state.velocity[part]
-        updated = means(sums, scale, part, centroids)
-        if momentum:
-            updated += velocity * np.float32(momentum)
-        updated = descent.project(updated)
-        np.subtract(updated, centroids, out=velocity)
-        centroids[:] = updated
-        moved |= bool(velocity.any())
-    return moved
+def _advance(descent: _Descent, state: State, steps: _Steps) -> _Pace:
+    """Write over the velocity with the means of rows and, with momentum, what lies beyond; centroids stay."""
+    task = _task(descent, state.centroids, state.iteration)
+    first, *others = spans(len(state.centroids), descent.size.num_rows)
+    sums = _sums(descent, _label_and_sum, task, first)
+    pace = _pace(state, steps, task.unit, sums.others)
+    _shift(descent, state, task.scale, pace, first, sums.totals)
+    for span in others:
+        del sums  # its totals make room for the next
+        sums = _sums(descent, _sum, task, span)
+        _shift(descent, state, task.scale, pace, span, sums.totals)
+    return pace
 
 
-def _repair(descent: _Descent, state: State, sums: ClusterSums, scale: float, pairs: list[tuple[int, int]]) -> None:
+def _task(descent: _Descent, centroids: NDArray[np.float32], step: int) -> _Task:
+    size = descent.size
+    unit = spread_scale(size, centroids)
+    return _Task(prepare(centroids), sum_scale(size), unit, descent.engine, descent.name, step)
+
+
+def _sums(descent: _Descent, function: Callable[..., Sums], task: _Task, span: slice) -> ClusterSums:
+    return total(descent.features.fold(function, task, span, combine=merge))
+
+
+def _pace(state: State, steps: _Steps, unit: float, tallies: tuple[NDArray[np.int64], int, int, int]) -> _Pace:
+    sizes, apart, changed, compared = tallies
+    iteration, inertia = state.iteration, [*state.inertia, apart / unit]
+    pairs = donors(sizes, generator(steps.seed, "kmeans split", iteration + 1))
+    # Sizes that stay say that labels stay: what is left to do is to bring centroids to the means.
+    rising, settled = inertia[-1] > min(inertia), np.array_equal(sizes, state.sizes)
+    lloyds = iteration < _FIRST_PLAIN or iteration >= steps.iterations - _LAST_PLAIN
+    swings = np.full(len(sizes), not (steps.plain or rising or settled or lloyds))
+    swings[[cluster for pair in pairs for cluster in pair]] = False
+    return _Pace(sizes, swings, pairs, inertia, changed / compared if compared else 1.0)
+
+
+def _shift(descent: _Descent, state: State, scale: float, pace: _Pace, span: slice, totals: NDArray[np.int64]) -> None:
+    """Write the new centroids of a span over its velocity."""
+    for part, inner in parts(span):
+        velocity, swings = state.velocity[part], pace.swings[part]
+        updated = means(totals[inner], pace.sizes[part], scale, state.centroids[part])
+        updated[swings] += velocity[swings] * np.float32(_MOMENTUM)
+        velocity[:] = descent.project(updated)
+
+
+def _repair(
+    descent: _Descent, centroids: NDArray[np.float32], velocity: NDArray[np.float32], pairs: list[tuple[int, int]]
+) -> None:
     """Give each empty cluster half of another, in place. pairs: empty ones and who is halved for them."""
     if pairs:
         clusters = np.unique(pairs)
-        state.centroids[clusters] = means(sums, scale, clusters, state.centroids[clusters])
-        halve(state.centroids, pairs)
-        state.centroids[clusters] = descent.project(state.centroids[clusters])
-        state.velocity[clusters] = 0
+        halve(centroids, pairs)
+        centroids[clusters] = descent.project(centroids[clusters])
+        velocity[clusters] = 0
 
 
-def _sums(descent: _Descent, centroids: NDArray[np.float32], scale: float) -> ClusterSums:
-    target = prepare(centroids)
-    sums: Sums = descent.features.fold(_step, target, scale, descent.engine, descent.name, combine=merge)
-    return total(sums)
+def _label_and_sum(block: Block, task: _Task, span: slice) -> Labelled:
+    """Sums of the clusters of a span; and of all: sizes, squared distances, rows labelled anew, of so many known."""
+    labels, changed, compared = _label(block, task)
+    apart = spread(block.values, labels, task.unit, task.target.centroids, choose(task.engine) == "int8")
+    sizes = np.bincount(labels, minlength=len(task.target.centroids))
+    return _labelled(block, labels, task, span, (sizes, apart, changed, compared))
 
 
-def _step(block: Block, target: Target, scale: float, engine: Engine, name: str) -> Sums:
-    labels, changed, compared = _label(block, target, engine, name)
-    compiled = choose(engine) == "int8"
-    return Labelled(block.values, labels, len(target.centroids), scale, changed, compared, compiled)
+def _sum(block: Block, task: _Task, span: slice) -> Labelled:
+    """Sums of the clusters of a span."""
+    return _labelled(block, _label(block, task)[0], task, span, ())
 
 
-def _label(block: Block, target: Target, engine: Engine, name: str) -> tuple[NDArray[np.int64], int, int]:
+def _labelled(block: Block, labels: NDArray[np.int64], task: _Task, span: slice, others: tuple[Any, ...]) -> Labelled:
+    values, labels = select(block.values, labels, span)
+    return Labelled(values, labels, span.stop - span.start, task.scale, choose(task.engine) == "int8", others)
+
+
+def _label(block: Block, task: _Task) -> tuple[NDArray[np.int64], int, int]:
     """Labels of a block; how many are not those of the step before, and of how many that is known."""
-    kept = hints.recall(name, block.samples)
+    step, kept = hints.recall(task.name, block.samples) or (None, None)
     before = None if kept is None else kept.astype(np.int64)
-    labels = assign(block.values, target, engine, before)
-    hints.keep(name, block.samples, labels.astype(np.int32))
+    if before is not None and step == task.step:
+        return before, 0, 0
+    labels = assign(block.values, task.target, task.engine, before)
+    hints.keep(task.name, block.samples, (task.step, labels.astype(np.int32)))
     return (labels, 0, 0) if before is None else (labels, int(np.count_nonzero(labels != before)), len(labels))
 
 
@@ -220,28 +279,32 @@ def _finish(descent: _Descent, state: State) -> KMeans:
 
     It ends: a centroid moved onto a row that no other centroid sits on can never become empty.
     """
-    centroids, num_repaired, engine = state.centroids, state.num_repaired, descent.engine
+    step, centroids, inertia, num_repaired = state.iteration, state.centroids, state.inertia, state.num_repaired
+    del state  # the labels take the room of the velocity
     while True:
-        scale, target = spread_scale(descent.size, centroids), prepare(centroids)
-        parts, spreads = descent.features.fold(_assignments, target, scale, engine, descent.name, combine=_join)
-        samples, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(samples)
-        samples, labels = samples[order], labels[order].astype(np.int64)
+        task = _task(descent, centroids, step)
+        found, apart = descent.features.fold(_assignments, task, combine=_join)
+        unit = task.unit
+        del task
+        samples, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+        labels = labels[np.argsort(samples)].astype(np.int64)
+        samples.sort()
         sizes = np.bincount(labels, minlength=len(centroids))
         empty = np.flatnonzero(sizes == 0)
         if not len(empty):
-            inertia, spherical = [*state.inertia, spreads / scale], descent.project is _normalised
-            return KMeans(centroids, samples, labels, inertia, sizes, num_repaired, choose(engine), spherical)
+            inertia, engine = [*inertia, apart / unit], choose(descent.engine)
+            spherical = descent.project is _normalised
+            return KMeans(centroids, samples, labels, inertia, sizes, num_repaired, engine, spherical)
         centroids, num_moved = _move(descent, centroids, empty)
-        num_repaired += num_moved
+        num_repaired, step = num_repaired + num_moved, step + 1
 
 
 def _move(
     descent: _Descent, centroids: NDArray[np.float32], empty: NDArray[np.intp]
 ) -> tuple[NDArray[np.float32], int]:
     """Centroids of empty clusters set on the rows that are farthest from theirs, and how many were."""
-    parts = descent.features.collect(_distances, prepare(centroids), descent.engine)
-    samples, labels, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
+    found = descent.features.collect(_distances, prepare(centroids), descent.engine)
+    samples, labels, distances = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(samples)
     far = _worst_served(labels[order], distances[order])[: len(empty)]
     if not len(far):
@@ -251,9 +314,9 @@ def _move(
     return moved, len(far)
 
 
-def _assignments(block: Block, target: Target, scale: float, engine: Engine, name: str) -> _Found:
-    labels, _, _ = _label(block, target, engine, name)
-    apart = spread(block.values, labels, scale, target.centroids, choose(engine) == "int8")
+def _assignments(block: Block, task: _Task) -> _Found:
+    labels, _, _ = _label(block, task)
+    apart = spread(block.values, labels, task.unit, task.target.centroids, choose(task.engine) == "int8")
     return [(block.samples, labels.astype(np.int32))], apart
 
 

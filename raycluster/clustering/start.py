@@ -9,9 +9,21 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.clustering import kernel
 from raycluster.clustering.decision import squared_distances
 from raycluster.clustering.nearest import Engine, assign
-from raycluster.clustering.sums import Labelled, Sums, means, merge, spread_scale, sum_scale, total
+from raycluster.clustering.sums import (
+    Labelled,
+    Sums,
+    means,
+    merge,
+    parts,
+    select,
+    spans,
+    spread_scale,
+    sum_scale,
+    total,
+)
 from raycluster.clustering.target import Target, prepare
 from raycluster.features import Extent, Features
 from raycluster.seeding import generator, seed_for
@@ -21,7 +33,7 @@ Init: TypeAlias = "Literal['random', 'k-means++'] | NDArray[np.floating] | NDArr
 
 _SPLIT = 1 / 1024
 _ROUNDS = 4
-_ROWS = 1024
+_ROWS = 256
 _SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
@@ -47,14 +59,16 @@ def start(
             f"init must be 'random', 'k-means++', ({num_clusters}, {features.dim}) floats, or labels below "
             f"{num_clusters} by sample id; seen {given.dtype} of shape {given.shape}, largest {given.max(initial=0)}"
         )
+    centroids, sizes = np.zeros((num_clusters, features.dim), np.float32), np.empty(num_clusters, np.int64)
     scale = sum_scale(size)
-    summed: Sums = features.fold(_sum_labels, given, num_clusters, scale, combine=merge)
-    sums = total(summed)
-    if not sums.counts.any():
+    for span in spans(num_clusters, size.num_rows):
+        summed: Sums = features.fold(_sum_labels, given, span, scale, combine=merge)
+        totals, (sizes[span],) = total(summed)
+        for part, inner in parts(span):
+            centroids[part] = means(totals[inner], sizes[part], scale, centroids[part])
+    if not sizes.any():
         raise UserError("init labels: none of the samples has a label >= 0; give init='random' for a fresh start")
-    nothing = np.zeros((num_clusters, features.dim), np.float32)
-    rng = generator(seed, "kmeans split", 0)
-    centroids, pairs = means(sums, scale, slice(None), nothing), donors(sums.counts, rng)
+    pairs = donors(sizes, generator(seed, "kmeans split", 0))
     halve(centroids, pairs)
     return centroids, len(pairs)
 
@@ -83,17 +97,24 @@ def halve(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> N
 
 def random_rows(features: Features, num_clusters: int, seed: int) -> NDArray[np.float32]:
     """The first K distinct rows in a seeded order of the sample ids; UserError if there are not so many."""
-    samples = np.sort(np.concatenate(features.collect(_samples)))
-    order = generator(seed, "kmeans init").permutation(samples)
-    rows = features.rows(order[:num_clusters])
-    if len(np.unique(digest_rows(rows))) == num_clusters:
-        return rows
-    digests = np.concatenate(features.collect(_digests))
-    by_sample = np.argsort(np.concatenate(features.collect(_samples)))
-    _, first = np.unique(digests[by_sample][np.searchsorted(samples, order)], return_index=True)
-    if len(first) < num_clusters:
-        raise UserError(too_few(len(first), num_clusters))
-    return features.rows(order[np.sort(first)[:num_clusters]])
+    order = np.concatenate(features.collect(_samples))
+    order.sort()
+    generator(seed, "kmeans init").shuffle(order)
+    count = num_clusters
+    while len(chosen := _distinct(features, order[:count])) < num_clusters:
+        if count >= len(order):
+            raise UserError(too_few(len(chosen), num_clusters))
+        count *= 2
+    order = order[chosen[:num_clusters]]
+    return features.rows(order)
+
+
+def _distinct(features: Features, samples: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The places, ascending, of samples whose rows are not those of an earlier one."""
+    drawn = np.sort(samples)
+    found, digests = (np.concatenate(column) for column in zip(*features.collect(_digests, drawn), strict=True))
+    _, first = np.unique(digests[np.argsort(found)[np.searchsorted(drawn, samples)]], return_index=True)
+    return np.sort(first)
 
 
 def too_few(num_distinct: int, num_clusters: int) -> str:
@@ -104,13 +125,15 @@ def too_few(num_distinct: int, num_clusters: int) -> str:
     )
 
 
-def _sum_labels(block: Block, table: NDArray[np.integer], num_clusters: int, scale: float) -> Sums:
+def _sum_labels(block: Block, table: NDArray[np.integer], span: slice, scale: float) -> Sums:
     """Sums by known labels; table is indexed by sample id, ids beyond it have no label."""
     known = block.samples < len(table)
     labels = np.full(len(block.samples), -1, np.int64)
     labels[known] = table[block.samples[known]]
-    chosen = labels >= 0
-    return Labelled(block.values[chosen], labels[chosen], num_clusters, scale, 0, 0, compiled=False)
+    values, labels = select(block.values, labels, span)
+    num_clusters = span.stop - span.start
+    counts = np.bincount(labels, minlength=num_clusters)
+    return Labelled(values, labels, num_clusters, scale, kernel.support() is not None, (counts,))
 
 
 # ------------------------------------------------------------------------------------------------- scalable k-means++
@@ -137,8 +160,10 @@ def _scalable(
         drawn = np.sort(np.concatenate(features.collect(_draw, target, unit * share, key, engine)))
         chosen = np.concatenate([chosen, features.rows(drawn)])
     pool = np.concatenate([chosen, rows])
-    _, first = np.unique(digest_rows(pool), return_index=True)
-    pool = pool[np.sort(first)]
+    digests = [digest_rows(pool[start : start + _ROWS]) for start in range(0, len(pool), _ROWS)]
+    _, first = np.unique(np.concatenate(digests), return_index=True)
+    if len(first) < len(pool):
+        pool = pool[np.sort(first)]
     weights = sum(features.collect(_counts, prepare(pool), engine))
     return _plus_plus(pool, np.asarray(weights, np.float64), num_clusters, generator(seed, "kmeans++"))
 
@@ -174,16 +199,18 @@ def _plus_plus(
     pool: NDArray[np.float32], weights: NDArray[np.float64], num_clusters: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Weighted k-means++ (Arthur and Vassilvitskii 2007) on rows that are all different."""
-    rows = pool.astype(np.float64)
-    least = np.full(len(rows), np.inf)
+    least = np.full(len(pool), np.inf)
     chances = weights
     chosen: list[int] = []
     for _ in range(num_clusters):
-        free = chances if chances.sum() > 0 else np.isin(np.arange(len(rows)), chosen, invert=True).astype(np.float64)
+        free = chances if chances.sum() > 0 else np.isin(np.arange(len(pool)), chosen, invert=True).astype(np.float64)
         cumulated = np.cumsum(free)
         place = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
         chosen.append(place)
-        least = np.minimum(least, np.square(rows - rows[place]).sum(axis=1))
+        for start in range(0, len(pool), _ROWS):
+            part = slice(start, start + _ROWS)
+            apart = np.subtract(pool[part], pool[place], dtype=np.float64)
+            least[part] = np.minimum(least[part], np.square(apart, out=apart).sum(axis=1))
         chances = weights * least
     return pool[chosen]
 
@@ -192,14 +219,19 @@ def _samples(block: Block) -> NDArray[np.int64]:
     return block.samples
 
 
-def _digests(block: Block) -> NDArray[np.bytes_]:
-    return digest_rows(block.values)
+def _digests(block: Block, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bytes_]]:
+    """Those of the samples (ascending) that are in this block, and digests of their rows."""
+    found, digests = [block.samples[:0]], [np.empty(0, "V16")]
+    for start in range(0, len(block.samples), _ROWS):
+        known, values = block.samples[start : start + _ROWS], block.values[start : start + _ROWS]
+        inside = samples[np.searchsorted(samples, known).clip(max=len(samples) - 1)] == known
+        found.append(known[inside])
+        digests.append(digest_rows(values[inside]))
+    return np.concatenate(found), np.concatenate(digests)
 
 
 def digest_rows(values: NDArray[np.floating]) -> NDArray[np.bytes_]:
     """16 bytes per row, equal for equal rows; adding 0 makes -0.0 and 0.0 one."""
-    digests = []
-    for start in range(0, len(values), _ROWS):
-        rows = values[start : start + _ROWS].astype(np.float32) + np.float32(0)
-        digests += [blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
-    return np.frombuffer(b"".join(digests), np.dtype("V16"))
+    rows = np.add(values, np.float32(0), dtype=np.float32)
+    digests = b"".join(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
+    return np.frombuffer(digests, "V16")

@@ -3,60 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering import kernel
-from raycluster.features import Extent, Features
-from raycluster.types import Block
+from raycluster.features import Extent, add
 
 # 40 bits per value, 62 per total; a value times its scale stays below 2^51, where float64 can round it by addition.
 _VALUE_BITS = 40
 _TOTAL_BITS = 62
 _LARGEST_BITS = 50
 _ROWS = 512
-_CLUSTERS = 1024
+_CLUSTERS = 64
+# A total has 8 D bytes, 200 rows 800 D: totals are 1 % of the rows, or as many as cost little anyway.
+_ROWS_PER_TOTAL = 200
+_FEWEST_TOTALS = 1024
 
 
 class ClusterSums(NamedTuple):
-    """counts: (K,) int64 rows. totals: (K, D) int64 sums of round(x * scale). changed: rows not labelled as before, of
-    the compared ones, whose labels before are known where they were summed.
-    """
+    """totals: (k, D) int64 sums of round(x * scale) over the rows of k clusters. others: what else is added up."""
 
-    counts: NDArray[np.int64]
     totals: NDArray[np.int64]
-    changed: int
-    compared: int
+    others: tuple[Any, ...]
 
 
 class Labelled(NamedTuple):
-    """Rows that are still to be summed: values (n, D), their labels (n,), and what the sums are to be like."""
+    """Rows that are still to be summed: values (n, D), their labels (n,) below num_clusters; others as in the sums."""
 
     values: NDArray[np.floating]
     labels: NDArray[np.int64]
     num_clusters: int
     scale: float
-    changed: int
-    compared: int
     compiled: bool
+    others: tuple[Any, ...]
 
 
 Sums: TypeAlias = ClusterSums | Labelled
 
 
+def select(
+    values: NDArray[np.floating], labels: NDArray[np.int64], span: slice
+) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """The rows whose labels lie in a span of clusters, and their labels counted from its start."""
+    inside = (labels >= span.start) & (labels < span.stop)
+    if not inside.all():
+        values, labels = values[inside], labels[inside]
+    return values, labels - span.start
+
+
 def merge(left: Sums, right: Sums) -> Sums:
-    """Add two of them, writing over one where that is allowed; no more than one K x D array is made."""
+    """Add two of them, writing over one where that is allowed; no more than one array of totals is made."""
     if isinstance(left, Labelled) or (isinstance(right, ClusterSums) and not left.totals.flags.writeable):
         left, right = right, left
     sums = _writeable(left)
     if isinstance(right, Labelled):
-        return _absorb(sums, right)
-    np.add(sums.counts, right.counts, out=sums.counts)
-    np.add(sums.totals, right.totals, out=sums.totals)
-    return sums._replace(changed=sums.changed + right.changed, compared=sums.compared + right.compared)
+        _absorb(sums.totals, right)
+    else:
+        np.add(sums.totals, right.totals, out=sums.totals)
+    return sums._replace(others=add(sums.others, right.others))
 
 
 def total(sums: Sums) -> ClusterSums:
@@ -66,25 +73,22 @@ def total(sums: Sums) -> ClusterSums:
 
 def _writeable(sums: Sums) -> ClusterSums:
     if isinstance(sums, Labelled):
-        shape = sums.num_clusters, sums.values.shape[1]
-        return _absorb(ClusterSums(np.zeros(shape[0], np.int64), np.zeros(shape, np.int64), 0, 0), sums)
-    if sums.totals.flags.writeable and sums.counts.flags.writeable:
-        return sums
-    return sums._replace(counts=sums.counts.copy(), totals=sums.totals.copy())
+        totals = np.zeros((sums.num_clusters, sums.values.shape[1]), np.int64)
+        _absorb(totals, sums)
+        return ClusterSums(totals, sums.others)
+    return sums if sums.totals.flags.writeable else sums._replace(totals=sums.totals.copy())
 
 
-def _absorb(sums: ClusterSums, rows: Labelled) -> ClusterSums:
+def _absorb(totals: NDArray[np.int64], rows: Labelled) -> None:
     for start in range(0, len(rows.values), _ROWS):
         values, labels = rows.values[start : start + _ROWS], rows.labels[start : start + _ROWS]
         if rows.compiled:
-            kernel.add_rows(values.astype(np.float32, copy=False), labels, rows.scale, sums.totals, sums.counts)
+            kernel.add_rows(values.astype(np.float32, copy=False), labels, rows.scale, totals)
             continue
         fixed = values.astype(np.float64)
         fixed *= rows.scale
         whole = torch.from_numpy(np.rint(fixed, out=fixed)).to(torch.int64)
-        torch.from_numpy(sums.totals).index_add_(0, torch.from_numpy(labels), whole)
-        sums.counts[:] += np.bincount(labels, minlength=rows.num_clusters)
-    return sums._replace(changed=sums.changed + rows.changed, compared=sums.compared + rows.compared)
+        torch.from_numpy(totals).index_add_(0, torch.from_numpy(labels), whole)
 
 
 def sum_scale(size: Extent) -> float:
@@ -94,51 +98,31 @@ def sum_scale(size: Extent) -> float:
 
 
 def means(
-    sums: ClusterSums, scale: float, clusters: NDArray[np.integer] | slice, otherwise: NDArray[np.float32]
+    totals: NDArray[np.int64], counts: NDArray[np.int64], scale: float, otherwise: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """(k, D) means of some clusters; rows of `otherwise` where they have none."""
-    counts, totals, result = sums.counts[clusters], sums.totals[clusters], otherwise.copy()
-    used = counts > 0
+    used, result = counts > 0, otherwise.copy()
     result[used] = totals[used] / counts[used, None] / scale
     return result
 
 
-def spans(num_clusters: int) -> Iterator[slice]:
-    """Clusters that are dealt with together: temporary arrays stay small, however many there are."""
-    for start in range(0, num_clusters, _CLUSTERS):
-        yield slice(start, start + _CLUSTERS)
+def spans(num_clusters: int, num_rows: int) -> list[slice]:
+    """Clusters whose totals exist at the same time."""
+    size = max(_FEWEST_TOTALS, num_rows // _ROWS_PER_TOTAL)
+    return [slice(start, min(start + size, num_clusters)) for start in range(0, num_clusters, size)]
 
 
-def sum_of_squares(features: Features, size: Extent) -> float:
-    """Sum of |x|^2 over all rows."""
-    most = np.maximum(np.abs(size.low), np.abs(size.high)).astype(np.float64)
-    scale = _square_scale(most, size.num_rows)
-    (squares,) = features.fold(_squares, scale)
-    return float(squares / scale)
+def parts(span: slice) -> Iterator[tuple[slice, slice]]:
+    """Few clusters at a time, for which temporary arrays stay small: their places among all, and within the span."""
+    for start in range(span.start, span.stop, _CLUSTERS):
+        stop = min(start + _CLUSTERS, span.stop)
+        yield slice(start, stop), slice(start - span.start, stop - span.start)
 
 
 def _square_scale(most: NDArray[np.float64], num_rows: int) -> float:
     """Makes integers of squares of values up to most (D,), such that neither one nor all of them are too large."""
     _, exponent = np.frexp(np.square(most).sum())
     return 2.0 ** (min(_LARGEST_BITS, _TOTAL_BITS - num_rows.bit_length()) - int(exponent))
-
-
-def _squares(block: Block, scale: float) -> tuple[int]:
-    whole = 0
-    for start in range(0, len(block.values), _ROWS):
-        squares = np.square(block.values[start : start + _ROWS], dtype=np.float64).sum(axis=1)
-        whole += int(np.rint(squares * scale).astype(np.int64).sum())
-    return (whole,)
-
-
-def inertia_of(sums: ClusterSums, centroids: NDArray[np.float32], scale: float, squares: float) -> float:
-    """Sum of squared distances to the centroids that made the sums: |x|^2 - 2 c.x + |c|^2, summed by cluster."""
-    result = squares
-    for part in spans(len(centroids)):
-        used = centroids[part].astype(np.float64)
-        lengths = np.square(used).sum(axis=1) * sums.counts[part]
-        result += float(lengths.sum() - 2 * (used * (sums.totals[part] / scale)).sum())
-    return max(0.0, result)
 
 
 def spread_scale(size: Extent, centroids: NDArray[np.float32]) -> float:

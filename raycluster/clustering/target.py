@@ -18,7 +18,7 @@ ROUNDING = 2.0**-19
 # Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
 _SMALLEST = 2.0**-67
 _VANISHED = 2.0**-7
-_CLUSTERS = 1024
+_CLUSTERS = 64
 
 
 class Rounded(NamedTuple):
@@ -34,19 +34,40 @@ class Rounded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Centroids made ready for a search. Distances are taken about their mean, where float32 cancels least.
+    """Centroids made ready for a search, when first needed. Distances are taken about their mean, where float32
+    cancels least.
 
-    centroids: (K, D) float32. centre: (D,) float32, their mean. offsets: (K,) -|centroids - centre|^2 / 2. reach: the
-    largest norm of centroids - centre.
+    centroids: (K, D) float32.
     """
 
     centroids: NDArray[np.float32]
-    centre: NDArray[np.float32]
-    offsets: torch.Tensor
-    reach: float
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return prepare, (self.centroids,)  # the rest costs less to compute than to send
+        return Target, (self.centroids,)  # the rest costs less to compute than to send
+
+    @cached_property
+    def centre(self) -> NDArray[np.float32]:
+        """(D,) their mean."""
+        mean: NDArray[np.float32] = self.centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+
+    @cached_property
+    def _squares(self) -> NDArray[np.float64]:
+        squares = np.empty(len(self.centroids))
+        for start in range(0, len(squares), _CLUSTERS):
+            part = slice(start, start + _CLUSTERS)
+            squares[part] = np.square(self.centroids[part] - self.centre, dtype=np.float64).sum(axis=1)
+        return squares
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """(K,) -|centroids - centre|^2 / 2."""
+        return torch.from_numpy((-self._squares / 2).astype(np.float32))
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest norm of centroids - centre."""
+        return float(np.sqrt(self._squares.max()))
 
     @cached_property
     def packed(self) -> kernel.Packed | None:
@@ -64,18 +85,14 @@ class Target:
     @cached_property
     def rounded(self) -> Rounded:
         """The centred centroids as products of bytes read them."""
-        return round_rows(self.centred)
+        starts = range(0, len(self.centroids), _CLUSTERS)
+        found = [round_rows(torch.from_numpy(self.centroids[at : at + _CLUSTERS] - self.centre)) for at in starts]
+        return Rounded(*map(torch.cat, zip(*found, strict=True)))
 
 
 def prepare(centroids: NDArray[np.floating]) -> Target:
     """Make (K, D) centroids ready."""
-    exact = np.ascontiguousarray(centroids, np.float32)
-    centre = exact.mean(axis=0, dtype=np.float64).astype(np.float32)
-    squares = np.empty(len(exact))
-    for start in range(0, len(exact), _CLUSTERS):
-        part = slice(start, start + _CLUSTERS)
-        squares[part] = np.square(exact[part] - centre, dtype=np.float64).sum(axis=1)
-    return Target(exact, centre, torch.from_numpy((-squares / 2).astype(np.float32)), float(np.sqrt(squares.max())))
+    return Target(np.ascontiguousarray(centroids, np.float32))
 
 
 def round_rows(rows: torch.Tensor) -> Rounded:

@@ -49,8 +49,8 @@ class FeatureStore:
     """The blocks of some shards, by version. Its objects die with it; what is lost is asked for again by `have`.
 
     Blocks lie in the object store, which Ray spills to disk if need be. The process itself holds, during an operation,
-    one sum (k-means: 8 K D bytes), the centroids (at most 9 K D bytes), labels of its rows (4 bytes each), and per
-    thread a few MB for tiles.
+    one sum (k-means: a part of 8 K D bytes, see `sums.spans`), the centroids (at most 9 K D bytes), labels of its rows
+    (4 bytes each), and per thread a few MB for tiles.
     """
 
     def __init__(self) -> None:

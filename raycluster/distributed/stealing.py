@@ -22,8 +22,8 @@ def fold(
 ) -> list[ray.ObjectRef]:
     """What each actor that did anything makes of its share; the sum of them is that of all blocks.
 
-    An actor keeps one sum, whatever it is given, and gives it away once at the end: no more than one (K, D) array per
-    actor exists or travels. A block that is taken over is read from the object store, where it stays.
+    An actor keeps one sum, whatever it is given, and gives it away once at the end: no more than one array of totals
+    per actor exists or travels. A block that is taken over is read from the object store, where it stays.
     """
     job = token_hex(4)
     parts = _HELPINGS if len(actors) > 1 else 1
