@@ -193,9 +193,12 @@ def _advance(descent: _Descent, state: State, steps: _Steps) -> _Pace:
     """Write over the velocity with the means of rows and, with momentum, what lies beyond; centroids stay."""
     task = _task(descent, state.centroids, state.iteration)
     first, *others = spans(len(state.centroids), descent.size.num_rows)
+    if others:  # what a search needs and totals need not be there at the same time
+        first, others = slice(0, 0), [first, *others]
     sums = _sums(descent, _label_and_sum, task, first)
     pace = _pace(state, steps, task.unit, sums.others)
     _shift(descent, state, task.scale, pace, first, sums.totals)
+    task = task._replace(target=prepare(state.centroids))  # searched again only where labels were lost: unpacked
     for span in others:
         del sums  # its totals make room for the next
         sums = _sums(descent, _sum, task, span)
