@@ -20,7 +20,7 @@ _ROWS = 512
 _CLUSTERS = 64
 # A total has 8 D bytes, 200 rows 800 D: totals are 1 % of the rows, or as many as cost little anyway.
 _ROWS_PER_TOTAL = 200
-_FEWEST_TOTALS = 1024
+_FEWEST_TOTALS = 2048
 
 
 class ClusterSums(NamedTuple):
