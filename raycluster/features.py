@@ -21,6 +21,7 @@ _PIECE_ROWS = 2048
 # Threads that share one total: combining is short beside computing, and totals may be large.
 _THREADS_PER_TOTAL = 4
 _NUM_EXAMPLES = 5
+_LEAST_ROOM = 2 * 2**20
 
 
 def add(left: Any, right: Any) -> Any:
@@ -29,7 +30,7 @@ def add(left: Any, right: Any) -> Any:
 
 
 class Features(Protocol):
-    """Rows of features in blocks (shards), each row known by its sample id.
+    """Rows of features in blocks (shards), each row known by its sample id. room: bytes that one sum may well take.
 
     Every ``function`` is a module-level function of ``(block, *args)``: it may run in another process. It must accept a
     block of no rows, and must not change the block.
@@ -37,6 +38,7 @@ class Features(Protocol):
 
     num_rows: int
     dim: int
+    room: int
 
     def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
         """Combine ``function(piece, *args)`` over all rows; a piece is a block, a part of one, or several together.
@@ -79,6 +81,7 @@ class LocalFeatures:
                 f"{len(self._blocks)} blocks. Check that the data set is not empty and every block is of one layer"
             )
         self.dim = dims[0]
+        self.room = max(_LEAST_ROOM, sum(block.values.nbytes for block in self._blocks) // 100)
         known, _ = self._index()
         repeated = known[1:][known[1:] == known[:-1]]
         if len(repeated):

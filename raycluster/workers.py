@@ -132,7 +132,7 @@ class Interruptible:
 
     def __init__(self, features: Features, stopping: Callable[[], bool]) -> None:
         self._features, self._stopping = features, stopping
-        self.num_rows, self.dim = features.num_rows, features.dim
+        self.num_rows, self.dim, self.room = features.num_rows, features.dim, features.room
 
     def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
         return self._unstopped().fold(function, *args, combine=combine)

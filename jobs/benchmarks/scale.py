@@ -20,10 +20,10 @@ from benchmarks.units import DIM, Units, head, measure, rows, seconds
 from ray.data import DataContext
 
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.sums import spans
 from raycluster.clustering.whitening import whiten
 from raycluster.distributed.cluster import pooled
 from raycluster.distributed.ingest import quiet_context
+from raycluster.distributed.pool import PooledFeatures
 from raycluster.distributed.session import ray_session
 from raycluster.features import Features
 from raycluster.types import Block
@@ -126,7 +126,7 @@ def whitening_cost(images: float, fleet: Fleet) -> Cost:
 def kmeans_cost(problem: Problem, fleet: Fleet, steps: int = _STEPS) -> Cost:
     """All steps of every group, one after the other."""
     values = problem.clusters * DIM
-    folds = len(spans(problem.clusters, problem.images // problem.groups))
+    folds = math.ceil(values * 8 / PooledFeatures.room)
     sums = (fleet.down(values * 4) + fleet.up(values * 8 / folds)).times(folds)
     step = sums + Cost(values * fleet.units.update)
     one = step.times(problem.groups) + fleet.shared(problem.images * problem.clusters * fleet.units.kmeans)

@@ -192,7 +192,7 @@ def _iterate(descent: _Descent, state: State, steps: _Steps) -> State:
 def _advance(descent: _Descent, state: State, steps: _Steps) -> _Pace:
     """Write over the velocity with the means of rows and, with momentum, what lies beyond; centroids stay."""
     task = _task(descent, state.centroids, state.iteration)
-    first, *others = spans(len(state.centroids), descent.size.num_rows)
+    first, *others = spans(len(state.centroids), descent.features)
     if others:  # what a search needs and totals need not be there at the same time
         first, others = slice(0, 0), [first, *others]
     sums = _sums(descent, _label_and_sum, task, first)

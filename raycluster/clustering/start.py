@@ -61,7 +61,7 @@ def start(
         )
     centroids, sizes = np.zeros((num_clusters, features.dim), np.float32), np.empty(num_clusters, np.int64)
     scale = sum_scale(size)
-    for span in spans(num_clusters, size.num_rows):
+    for span in spans(num_clusters, features):
         summed: Sums = features.fold(_sum_labels, given, span, scale, combine=merge)
         totals, (sizes[span],) = total(summed)
         for part, inner in parts(span):

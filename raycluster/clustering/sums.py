@@ -10,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering import kernel
-from raycluster.features import Extent, add
+from raycluster.features import Extent, Features, add
 
 # 40 bits per value, 62 per total; a value times its scale stays below 2^51, where float64 can round it by addition.
 _VALUE_BITS = 40
 _TOTAL_BITS = 62
 _LARGEST_BITS = 50
 _ROWS = 512
+_FEW_ROWS = 128  # stay in the second cache as float64, however often they are gone over
+_MAGIC = 1.5 * 2.0**52
+_MAGIC_BITS = 0x4338000000000000
 _CLUSTERS = 64
-# A total has 8 D bytes, 200 rows 800 D: totals are 1 % of the rows, or as many as cost little anyway.
-_ROWS_PER_TOTAL = 200
-_FEWEST_TOTALS = 2048
 
 
 class ClusterSums(NamedTuple):
@@ -80,15 +80,23 @@ def _writeable(sums: Sums) -> ClusterSums:
 
 
 def _absorb(totals: NDArray[np.int64], rows: Labelled) -> None:
-    for start in range(0, len(rows.values), _ROWS):
-        values, labels = rows.values[start : start + _ROWS], rows.labels[start : start + _ROWS]
+    for part in _some(len(rows.values), rows.compiled):
+        values, labels = rows.values[part], rows.labels[part]
         if rows.compiled:
             kernel.add_rows(values.astype(np.float32, copy=False), labels, rows.scale, totals)
-            continue
-        fixed = values.astype(np.float64)
-        fixed *= rows.scale
-        whole = torch.from_numpy(np.rint(fixed, out=fixed)).to(torch.int64)
-        torch.from_numpy(totals).index_add_(0, torch.from_numpy(labels), whole)
+        else:
+            whole = _rounded(torch.from_numpy(values.astype(np.float64)), rows.scale)
+            torch.from_numpy(totals).index_add_(0, torch.from_numpy(labels), whole)
+
+
+def _rounded(values: torch.Tensor, scale: float) -> torch.Tensor:
+    """round(values * scale), each below 2^51, in place of the float64 values: they become the last bits of a sum."""
+    return values.mul_(scale).add_(_MAGIC).view(torch.int64).sub_(_MAGIC_BITS)
+
+
+def _some(count: int, compiled: bool) -> Iterator[slice]:
+    size = _ROWS if compiled else _FEW_ROWS
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def sum_scale(size: Extent) -> float:
@@ -106,9 +114,9 @@ def means(
     return result
 
 
-def spans(num_clusters: int, num_rows: int) -> list[slice]:
+def spans(num_clusters: int, features: Features) -> list[slice]:
     """Clusters whose totals exist at the same time."""
-    size = max(_FEWEST_TOTALS, num_rows // _ROWS_PER_TOTAL)
+    size = max(1, features.room // (8 * features.dim))
     return [slice(start, min(start + size, num_clusters)) for start in range(0, num_clusters, size)]
 
 
@@ -140,11 +148,11 @@ def spread(
 ) -> int:
     """Sum of round((x - c)^2 * scale) over all values; zero if every row lies on its centroid."""
     whole = 0
-    for start in range(0, len(values), _ROWS):
-        rows, chosen = values[start : start + _ROWS].astype(np.float32, copy=False), labels[start : start + _ROWS]
+    for part in _some(len(values), compiled):
+        rows, chosen = values[part], labels[part]
         if compiled:
-            whole += kernel.spread(rows, chosen, scale, centroids)
+            whole += kernel.spread(rows.astype(np.float32, copy=False), chosen, scale, centroids)
         else:
-            apart = rows.astype(np.float64) - centroids[chosen]
-            whole += int(np.rint(np.square(apart, out=apart) * scale).astype(np.int64).sum())
+            apart = torch.from_numpy(rows.astype(np.float64)).sub_(torch.from_numpy(centroids[chosen]))
+            whole += int(_rounded(apart.square_(), scale).sum())
     return whole

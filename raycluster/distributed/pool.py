@@ -49,7 +49,7 @@ class FeatureStore:
     """The blocks of some shards, by version. Its objects die with it; what is lost is asked for again by `have`.
 
     Blocks lie in the object store, which Ray spills to disk if need be. The process itself holds, during an operation,
-    one sum (k-means: a part of 8 K D bytes, see `sums.spans`), the centroids (at most 9 K D bytes), labels of its rows
+    one sum (of k-means 8 K D bytes, but 32 MB at most), the centroids (at most 9 K D bytes), labels of its rows
     (4 bytes each), and per thread a few MB for tiles.
     """
 
@@ -150,6 +150,8 @@ class PooledFeatures:
     With `restore`, an operation during which an actor dies is done again once its blocks are back; without, it raises
     LostBlocks.
     """
+
+    room = 32 * 2**20  # a fold is a round of messages
 
     def __init__(self, actors: Sequence[ActorHandle], version: str, restore: Restore | None = None) -> None:
         self.actors, self.version, self.restore = actors, version, restore

@@ -285,14 +285,15 @@ def test_a_few_clusters_at_a_time_give_the_same_bits(
     """In one go; 7 at a time; and with labels that are gone, or of the step before, when the next 7 are summed."""
     values = _mixture(1500)
 
+    features = _features(values, 4, order_seed=1)
+
     def found() -> KMeans:
         init = values[:60] * 3 if labels is None else labels  # some are far from all rows and lose them
-        return kmeans(_features(values, 4, order_seed=1), 60, init=init, iterations=8, engine=engine)
+        return kmeans(features, 60, init=init, iterations=8, engine=engine)
 
     wanted = found()
-    monkeypatch.setattr(sums, "_FEWEST_TOTALS", 7)
-    monkeypatch.setattr(sums, "_ROWS_PER_TOTAL", 1500)
-    assert len(sums.spans(60, 1500)) == 9
+    features.room = 7 * 8 * values.shape[1]
+    assert len(sums.spans(60, features)) == 9
     assert _same(found(), wanted)
     recall, rng = hints.recall, np.random.default_rng(0)
 
