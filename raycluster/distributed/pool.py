@@ -96,7 +96,7 @@ class FeatureStore:
     ) -> None:
         """Fold over blocks of its own, or `taken` ones, and keep the sum; see `stealing.fold`."""
         function, args, combine = call
-        features = LocalFeatures(_Held(taken)) if taken else self._local(version, shards)
+        features = LocalFeatures(ray.get(taken)) if taken else self._local(version, shards)
         found = features.fold(function, *args, combine=combine)
         count, total = self.sums.get(job, (0, None))
         self.sums[job] = count + 1, combine(total, found) if count else found
@@ -133,7 +133,7 @@ class FeatureStore:
 
     def _local(self, version: str, shards: list[int]) -> LocalFeatures:
         self._require(version, shards)
-        return LocalFeatures(_Held([self.blocks[version][shard] for shard in shards]))
+        return LocalFeatures(ray.get([self.blocks[version][shard] for shard in shards]))
 
 
 @contextmanager
