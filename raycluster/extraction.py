@@ -41,8 +41,15 @@ class Pictures:
     settings: DataSettings
     seed: int
 
-    def loader(self, view: View) -> Loader:
-        return partial(load_chunk, manifest_uri=self.uri, view=view, seed=self.seed, settings=self.settings)
+    def loader(self, view: View, microbatch: int = 1) -> Loader:
+        return partial(
+            load_chunk,
+            manifest_uri=self.uri,
+            view=view,
+            seed=self.seed,
+            settings=self.settings,
+            microbatch=microbatch,
+        )
 
 
 @dataclass(frozen=True)

@@ -114,13 +114,14 @@ def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
     assert found is not None
     weights = config.method.weights(found.labels)
     lanes = run.workers.share(range(config.training.num_microbatches))
-    load = run.pictures.loader(config.views.train)
+    microbatch = config.training.microbatch
+    load = run.pictures.loader(config.views.train, microbatch)
     for epoch, begin, stop in _epochs(run, state):
         mine = [chunk for chunk in _plan(run, found, epoch) if chunk.lane in lanes]
-        rest = from_step(mine, begin, config.training.microbatch)
-        rows_at_once = max(1, CHUNK_BYTES // (3 * config.views.train.size**2))
-        blocks = run.workers.stream(pieces(rest, rows_at_once, config.training.microbatch), load)
-        for step, rows in zip(range(begin, stop), steps(blocks, lanes, config.training.microbatch), strict=False):
+        rest = from_step(mine, begin, microbatch)
+        rows_at_once = max(1, CHUNK_BYTES // (3 * config.views.train.size**2) // microbatch) * microbatch
+        blocks = run.workers.stream(pieces(rest, rows_at_once, microbatch), load)
+        for step, rows in zip(range(begin, stop), steps(blocks, lanes, microbatch), strict=False):
             seeds = [seed_for(config.seed, "microbatch", epoch, step, lane) for lane in lanes]
             if state.harvest is not None:
                 place = (epoch * run.steps_per_epoch + step) * config.training.num_microbatches

@@ -64,7 +64,8 @@ def _order(pictures: str, processes: int, repeats: int) -> list[str]:
 
 def _plan(problem: Problem, epoch: int) -> list[Chunk]:
     """As in training: in pieces that a task reads at once."""
-    return pieces(problem.plan(epoch), max(1, CHUNK_BYTES // (3 * problem.view.size**2)), MICROBATCH)
+    rows = CHUNK_BYTES // (3 * problem.view.size**2) // MICROBATCH * MICROBATCH
+    return pieces(problem.plan(epoch), rows, MICROBATCH)
 
 
 def _in_order(problem: Problem, epoch: int) -> float:

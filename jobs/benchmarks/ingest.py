@@ -74,7 +74,14 @@ class Problem:
         )
 
     def load(self) -> Loader:
-        return partial(load_chunk, manifest_uri=self.manifest_uri, view=self.view, seed=0, settings=self.settings)
+        return partial(
+            load_chunk,
+            manifest_uri=self.manifest_uri,
+            view=self.view,
+            seed=0,
+            settings=self.settings,
+            microbatch=MICROBATCH,
+        )
 
     def dataloader(self, epoch: int) -> float:
         from torch.utils.data import DataLoader

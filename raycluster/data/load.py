@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,16 +19,25 @@ BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough t
 
 
 def load_chunk(
-    chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings, held: Held | None = None
+    chunk: Chunk,
+    manifest_uri: str,
+    view: View,
+    *,
+    seed: int,
+    settings: DataSettings,
+    held: Held | None = None,
+    microbatch: int = 1,
 ) -> Iterator[ImageBlock]:
-    """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels.
+    """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels, or one microbatch if that has more.
 
+    microbatch: blocks end where a lane's microbatches of so many rows do, which then need not be put together.
     Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
     black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts, and
     whatever else goes wrong ChunkFailed. held: pictures that need not be read; the pixels are the same.
     """
     try:
-        yield from _loaded(chunk, manifest_uri, view, seed=seed, settings=settings, held=held)
+        rows = max(1, BLOCK_BYTES // (3 * view.size**2) // microbatch) * microbatch
+        yield from _loaded(chunk, manifest_uri, view, rows, seed=seed, settings=settings, held=held)
     except UserError:
         raise
     except Exception as error:
@@ -35,16 +45,16 @@ def load_chunk(
 
 
 def _loaded(
-    chunk: Chunk, manifest_uri: str, view: View, *, seed: int, settings: DataSettings, held: Held | None
+    chunk: Chunk, manifest_uri: str, view: View, rows: int, *, seed: int, settings: DataSettings, held: Held | None
 ) -> Iterator[ImageBlock]:
-    rows = max(1, BLOCK_BYTES // (3 * view.size**2))
     data = held(manifest_uri, chunk.samples) if held else None
     if data is None:
         header, entries = read_entries(manifest_uri, chunk.samples)
         data = contents(entries, header.image_column)
     visits = list(zip(chunk.samples.tolist(), chunk.repeats.tolist(), strict=True))
-    for start in range(0, len(visits), rows):
-        part = visits[start : start + rows]
+    cuts = [0, *range(-chunk.start % rows or rows, len(visits), rows), len(visits)]
+    for start, stop in pairwise(cuts if visits else []):
+        part = visits[start:stop]
         images = np.zeros((len(part), view.size, view.size, 3), np.uint8)
         errors = [""] * len(part)
         for index, (sample, repeat) in enumerate(part):
@@ -53,9 +63,7 @@ def _loaded(
                 images[index] = _seen(next(data), view, rng, settings.max_image_pixels)
             except BrokenImage as error:
                 errors[index] = str(error)
-        yield ImageBlock(
-            chunk.lane, chunk.start + start, chunk.samples[start : start + rows], images, np.array(errors, np.str_)
-        )
+        yield ImageBlock(chunk.lane, chunk.start + start, chunk.samples[start:stop], images, np.array(errors, np.str_))
 
 
 def _seen(content: Pixels, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raycluster.data import read
+from raycluster.data import load, read
 from raycluster.data.load import BLOCK_BYTES, load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
 from raycluster.data.plan import plan_epoch, shard_chunks
@@ -71,6 +71,23 @@ def test_the_same_pictures_come_from_everywhere(everywhere: dict[str, Path], tmp
         seen[place] = {paths[sample]: image.tobytes() for sample, image in zip(samples, images, strict=True)}
     assert len(seen["folder"]) == 12
     assert all(pictures == seen["folder"] for pictures in seen.values())
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "sizes"), [(1, [5, 5, 2]), (4, [4, 4, 4]), (3, [2, 3, 3, 3, 1]), (8, [8, 4]), (7, [2, 7, 3])]
+)
+def test_blocks_end_where_microbatches_of_the_lane_do(
+    everywhere: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microbatch: int, sizes: list[int]
+) -> None:
+    """A block may have five pictures; the chunk begins at row 40 of its lane."""
+    settings, uri = prepared(everywhere["folder"], tmp_path)
+    chunk = chunk_of(list(range(12)))
+    whole = joined(loaded(chunk, uri, PLAIN, settings))
+    monkeypatch.setattr(load, "BLOCK_BYTES", 3 * 32 * 32 * 5)
+    blocks = list(load_chunk(chunk, uri, PLAIN, seed=0, settings=settings, microbatch=microbatch))
+    assert [len(block.samples) for block in blocks] == sizes
+    assert [block.start for block in blocks] == [40 + sum(sizes[:number]) for number in range(len(sizes))]
+    assert all(np.array_equal(one, other) for one, other in zip(joined(blocks), whole, strict=True))
 
 
 def test_pixels_of_a_visit_are_the_same_in_any_chunk(everywhere: dict[str, Path], tmp_path: Path) -> None:
