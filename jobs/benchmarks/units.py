@@ -160,7 +160,7 @@ def _network(model: str, size: int, batch: int = 32) -> tuple[float, float, floa
     part = Microbatch(torch.from_numpy(images), torch.zeros(1, batch, dtype=torch.int64), torch.ones(batch), 0)
     backbone.eval()
     cpu = torch.device("cpu")
-    forwards = core_seconds(lambda: Descriptor().describe(backbone, images, cpu)) / batch
+    forwards = core_seconds(lambda: Descriptor(View(size=size)).describe(backbone, images, cpu)) / batch
     backbone.train()
     training = core_seconds(lambda: step([part], epoch=0.0)) / batch
     return forwards, training, float(sum(values.numel() for values in network.parameters()))
