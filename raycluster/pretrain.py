@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster import metrics, storage
+from raycluster.data.load import rows_within
 from raycluster.data.plan import Rows, from_step, pieces, plan_epoch, steps
 from raycluster.evaluate import Evaluation
 from raycluster.events import Event, Finished, Progress, Round, Saved, Started
@@ -119,7 +120,7 @@ def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
     for epoch, begin, stop in _epochs(run, state):
         mine = [chunk for chunk in _plan(run, found, epoch) if chunk.lane in lanes]
         rest = from_step(mine, begin, microbatch)
-        rows_at_once = max(1, CHUNK_BYTES // (3 * config.views.train.size**2) // microbatch) * microbatch
+        rows_at_once = rows_within(CHUNK_BYTES, config.views.train.size, microbatch)
         blocks = run.workers.stream(pieces(rest, rows_at_once, microbatch), load)
         for step, rows in zip(range(begin, stop), steps(blocks, lanes, microbatch), strict=False):
             seeds = [seed_for(config.seed, "microbatch", epoch, step, lane) for lane in lanes]

@@ -19,6 +19,7 @@ from benchmarks.units import photograph
 from numpy.typing import NDArray
 
 from raycluster.config import parse
+from raycluster.data.load import rows_within
 from raycluster.data.plan import pieces, steps
 from raycluster.data.transforms import View
 from raycluster.distributed import ingest
@@ -64,8 +65,7 @@ def _order(pictures: str, processes: int, repeats: int) -> list[str]:
 
 def _plan(problem: Problem, epoch: int) -> list[Chunk]:
     """As in training: in pieces that a task reads at once."""
-    rows = CHUNK_BYTES // (3 * problem.view.size**2) // MICROBATCH * MICROBATCH
-    return pieces(problem.plan(epoch), rows, MICROBATCH)
+    return pieces(problem.plan(epoch), rows_within(CHUNK_BYTES, problem.view.size, MICROBATCH), MICROBATCH)
 
 
 def _in_order(problem: Problem, epoch: int) -> float:

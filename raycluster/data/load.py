@@ -18,6 +18,11 @@ from raycluster.types import Chunk, ChunkFailed, ImageBlock, UserError
 BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
 
 
+def rows_within(num_bytes: int, size: int, microbatch: int) -> int:
+    """Rows of size x size pixels that fit into so many bytes: whole microbatches, at least one."""
+    return max(1, num_bytes // (3 * size**2) // microbatch) * microbatch
+
+
 def load_chunk(
     chunk: Chunk,
     manifest_uri: str,
@@ -36,7 +41,7 @@ def load_chunk(
     whatever else goes wrong ChunkFailed. held: pictures that need not be read; the pixels are the same.
     """
     try:
-        rows = max(1, BLOCK_BYTES // (3 * view.size**2) // microbatch) * microbatch
+        rows = rows_within(BLOCK_BYTES, view.size, microbatch)
         yield from _loaded(chunk, manifest_uri, view, rows, seed=seed, settings=settings, held=held)
     except UserError:
         raise

@@ -25,9 +25,7 @@ MAX_BLOCK_BYTES = 64 * 2**20
 
 
 @contextmanager
-def pooled_files(
-    uri: str, column: str | None = None, *, num_actors: int, max_block_bytes: int = MAX_BLOCK_BYTES
-) -> Iterator[PooledFeatures]:
+def pooled_files(uri: str, column: str | None, *, num_actors: int, max_block_bytes: int) -> Iterator[PooledFeatures]:
     """The embeddings in the files at a path or URI, read by Ray Data and held as by `pooled`.
 
     The sample ids are those of `as_features`. Joins the running cluster, or starts one here. Raises UserError if there

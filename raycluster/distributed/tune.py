@@ -233,7 +233,7 @@ def _run_trial(
         workers = SharingWorkers(held, shelf, _key(config), begins=not list_checkpoints(run_dir))
         for event in pretrain(config, workers):
             watcher.see(event)
-    except Stopped:
+    except Stopped:  # only the sweep asks for it here
         return
     except UserError as error:  # not raised, since Tune would only try again
         ray.tune.report({"failed": str(error)})
