@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ _ANSWER_SECONDS = 5.0
 
 
 class Crew:
-    """Actors owned by this process. `actors` changes only in `adapt`.
+    """Actors owned by this process. `actors` changes only in `grow` and `shrink`.
 
     wanted: how many, whatever the cluster has; 0 for one on every node, as nodes come and go.
     """
@@ -27,39 +28,37 @@ class Crew:
             start_pool(name, wanted) if wanted else [self._start(node) for node in usable_nodes()]
         )
 
-    def adapt(self, *, idle: bool) -> bool:
-        """Add actors where there are more nodes than actors; if `idle`, end those that share a node or whose node goes.
+    def grow(self) -> bool:
+        """Add actors on nodes without one, never more actors than nodes; returns whether there were any.
 
-        Never more actors than nodes: where Ray puts one is its own decision in the end. idle: nobody needs the features
-        that actors hold now. Returns whether any changed.
+        Where Ray puts an actor is its own decision in the end.
         """
-        if self._fixed:
-            return False
-        before = list(self.actors)
         nodes, places = usable_nodes(), self._places()
-        if len(places) < len(self.actors):  # some are being restarted, or busy
+        if self._fixed or len(places) < len(self.actors):  # some are being restarted, or busy
             return False
-        if idle:
-            places = self._dismiss(nodes, places)
-        bare = [node for node in nodes if node not in places.values()]
-        self.actors += [self._start(node) for node in bare[: len(nodes) - len(self.actors)]]
-        return self.actors != before
+        bare = [node for node in nodes if node not in places.values()][: max(0, len(nodes) - len(self.actors))]
+        self.actors += [self._start(node) for node in bare]
+        return bool(bare)
 
-    def processes(self) -> tuple[str, ...]:
-        """Of the actors that answer: "host:pid"."""
-        return tuple(answer[1] for answer in self._ask().values())
-
-    def _dismiss(self, nodes: list[str], places: dict[ActorHandle, str]) -> dict[ActorHandle, str]:
-        """End all but one actor a node; the places of those that stay."""
+    def shrink(self, appoint: Callable[[list[ActorHandle]], bool]) -> None:
+        """End actors that share a node or whose node goes, if `appoint` can make the others the pool before."""
+        nodes, places = usable_nodes(), self._places()
+        if self._fixed or len(places) < len(self.actors):
+            return
         stay: dict[str, ActorHandle] = {}
         for actor, node in places.items():
             if node in nodes:
                 stay.setdefault(node, actor)
-        for actor in places if stay else ():
-            if actor not in stay.values():
-                self.actors.remove(actor)
-                ray.kill(actor)
-        return {actor: node for node, actor in stay.items()} if stay else places
+        before, rest = self.actors, list(stay.values())
+        if rest and len(rest) < len(before) and appoint(rest):
+            self.actors = rest
+            for actor in before:
+                if actor not in rest:
+                    ray.kill(actor)
+
+    def processes(self) -> tuple[str, ...]:
+        """Of the actors that answer: "host:pid"."""
+        return tuple(answer[1] for answer in self._ask().values())
 
     def _places(self) -> dict[ActorHandle, str]:
         return {actor: answer[0] for actor, answer in self._ask().items()}

@@ -26,9 +26,12 @@ class Line:
         self._events: list[Event] = []
         self._stopping = self._proposed = self._let_go = self._taken = False
         self._crews: list[bytes] = []
+        self._in_use = False  # the pool: somebody fills it, or works with what it holds
 
     def tell(self, event: Event) -> None:
         self._events.append(event)
+        if isinstance(event, Progress) and event.phase == "training":
+            self._in_use = False
 
     def hear(self, stop: bool) -> tuple[list[Event], int]:
         """What happened since the last call, and how many crews are known. stop: the job was asked to stop."""
@@ -57,14 +60,19 @@ class Line:
         self._let_go = ready or self._taken
         return self._let_go == ready
 
-    def appoint(self, actors: bytes) -> None:
+    def appoint(self, actors: bytes, unless_in_use: bool = False) -> bool:
         """From now on these are the pool of features; pickled, for handles import their classes, and these torch."""
+        if unless_in_use and self._in_use:
+            return False
         self._crews.append(actors)
+        return True
 
     def crew(self, number: int) -> bytes:
         return self._crews[number - 1]
 
-    def crews(self) -> int:
+    def newest_crew(self) -> int:
+        """The number of the pool that whoever asks will use, until they train again."""
+        self._in_use = True
         return len(self._crews)
 
 
@@ -104,7 +112,7 @@ class Speaker:
 
     def newest_crew(self) -> int:
         """The number of the pool that is in office, 0 if none is known."""
-        return int(self._ask(self._line.crews) or 0)
+        return int(self._ask(self._line.newest_crew) or 0)
 
     def crew(self, number: int) -> list[ActorHandle]:
         """The actors of a pool; every worker must ask for the same number."""

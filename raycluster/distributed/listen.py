@@ -73,10 +73,11 @@ class _Listener:
     def _adapt(self, crews: int) -> None:
         idle = self._phase == "training" and self._workers > 0 and not self._tidied
         try:
-            changed = self._crew.adapt(idle=idle)
-            self._tidied = self._tidied or idle
-            if changed or not crews:
-                self._line.appoint.remote(cloudpickle.dumps(list(self._crew.actors)))
+            if idle:
+                self._crew.shrink(lambda actors: self._appoint(actors, unless_in_use=True))
+                self._tidied = True
+            if self._crew.grow() or not crews:
+                self._appoint(self._crew.actors)
             processes = self._crew.processes()
         except (RayError, OSError):  # a moment of trouble on the head; it is tried again
             return
@@ -85,3 +86,6 @@ class _Listener:
         if processes != self._processes:
             self._processes = processes
             self._see(Processes("features", processes))
+
+    def _appoint(self, actors: list[ActorHandle], *, unless_in_use: bool = False) -> bool:
+        return bool(ray.get(self._line.appoint.remote(cloudpickle.dumps(actors), unless_in_use), timeout=10))
