@@ -10,6 +10,8 @@ from below, and what cannot reach it is out. The few that remain are computed in
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.decision import decide, product_error
-from raycluster.clustering.searches import Search, float_search
+from raycluster.clustering.searches import Search, float_search, in_tiles
 from raycluster.clustering.target import ROUNDING, Rounded, Target, round_rows
 from raycluster.features import device
 
@@ -25,14 +27,14 @@ from raycluster.features import device
 _TILE_ROWS = 1024
 _TILE_SCORES = 1 << 20
 _PANEL_SCORES = 1 << 18
-_GROUP = 16  # scores that are looked at one by one if the highest of them comes into question
+GROUP = 16  # scores that are looked at one by one if the highest of them comes into question
 _VECTOR = 16
 _CANDIDATES = 32  # per row; with more, float32 products of everything cost less
 _REACH = (2.0**-40, 2.0**40)
 _LARGEST_DIM = 1 << 15
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Rows (ascending) and centroids that may be their nearest, (p,) int64 each."""
 
     rows: torch.Tensor
@@ -51,7 +53,7 @@ class _Room(threading.local):
     def reserve(self, num_rows: int, num_centroids: int) -> torch.Tensor:
         """(n, K padded) that ends with -infinity."""
         if num_rows > len(self.tops) or num_centroids != self.num_centroids:
-            lane = _GROUP * _VECTOR
+            lane = GROUP * _VECTOR
             self.tops = torch.full((num_rows, -(-num_centroids // lane) * lane), -torch.inf)
             self.num_centroids = num_centroids
         return self.tops[:num_rows]
@@ -63,21 +65,43 @@ _room = _Room()
 def can_search(target: Target) -> bool:
     """Whether the processor multiplies bytes fast, and the error bounds hold for these centroids."""
     fast = device().type == "cpu" and torch.cpu.get_capabilities().get("avx512_vnni", False)
-    return fast and _REACH[0] < target.reach < _REACH[1] and len(target.centre) <= _LARGEST_DIM
+    return fast and within_bounds(target)
+
+
+def within_bounds(target: Target) -> bool:
+    """Whether the error bounds of products of bytes hold for these centroids."""
+    return _REACH[0] < target.reach < _REACH[1] and len(target.centre) <= _LARGEST_DIM
 
 
 def byte_search(target: Target) -> tuple[Search, int]:
     """A search by products of bytes, and the number of rows it wants at a time."""
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
-        rows = torch.from_numpy(tile - target.centre)
-        rounded = round_rows(rows)
-        pairs = None
-        if bool((rounded.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
-            pairs = _candidates(rows, rounded, target, _upper_ends(rounded, target))
-        return float_search(target)[0](tile) if pairs is None else _settle(tile, pairs, target)
+        return label(tile, torch.from_numpy(tile - target.centre), target, partial(_candidates, target))
 
     return search, min(_TILE_ROWS, max(64, _TILE_SCORES // len(target.centroids)))
+
+
+def label(
+    tile: NDArray[np.float32],
+    rows: torch.Tensor,
+    target: Target,
+    propose: Callable[[torch.Tensor, Rounded], Pairs | None],
+) -> NDArray[np.int64]:
+    """Labels (n,) of a tile, decided among the candidates proposed for its rows; among all centroids if None are.
+
+    rows: tile - target.centre, where `propose` wants them.
+    """
+    rounded = round_rows(rows)
+    pairs = None
+    if bool((rounded.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
+        pairs = propose(rows, rounded)
+    return in_tiles(tile, *float_search(target)) if pairs is None else _settle(tile, pairs, target)
+
+
+def slacks(rounded: Rounded, target: Target) -> torch.Tensor:
+    """How far two float32 scores of each row may be off together, (n,)."""
+    return product_error(rounded.values.shape[1]) * target.reach * (rounded.norms + target.reach / 2)
 
 
 def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
@@ -98,28 +122,28 @@ def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
     return tops
 
 
-def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target, tops: torch.Tensor) -> _Pairs | None:
-    """The centroids that may be nearest by their float32 scores; None if they are very many. tops: (n, K padded)."""
-    groups, everyone = tops.shape[1] // _GROUP, torch.arange(len(rows))
-    slack = product_error(rows.shape[1]) * target.reach * (rounded.norms + target.reach / 2)
-    highest = tops.view(len(rows), _GROUP, groups).amax(dim=1)
+def _candidates(target: Target, rows: torch.Tensor, rounded: Rounded) -> Pairs | None:
+    """The centroids that may be nearest by their float32 scores; None if they are very many."""
+    tops, slack = _upper_ends(rounded, target), slacks(rounded, target)
+    groups, everyone = tops.shape[1] // GROUP, torch.arange(len(rows))
+    highest = tops.view(len(rows), GROUP, groups).amax(dim=1)
     group = highest.argmax(dim=1)
-    likely = _Pairs(everyone, _members(tops, everyone, group).argmax(dim=1) * groups + group)
+    likely = Pairs(everyone, _members(tops, everyone, group).argmax(dim=1) * groups + group)
     floor = _scores(rows, likely, target) - 2.5 * slack
     places, found = torch.nonzero(highest >= floor[:, None], as_tuple=True)
     which, member = torch.nonzero(_members(tops, places, found) >= floor[places, None], as_tuple=True)
-    pairs = _Pairs(places[which], member * groups + found[which])
+    pairs = Pairs(places[which], member * groups + found[which])
     if len(which) > _CANDIDATES * len(rows):
         return None
     scores = _scores(rows, pairs, target)
     best = torch.full((len(rows),), -torch.inf).scatter_reduce_(0, pairs.rows, scores, "amax")
     close = scores >= (best - slack)[pairs.rows]
-    return _Pairs(pairs.rows[close], pairs.columns[close])
+    return Pairs(pairs.rows[close], pairs.columns[close])
 
 
-def _settle(tile: NDArray[np.float32], pairs: _Pairs, target: Target) -> NDArray[np.int64]:
+def _settle(tile: NDArray[np.float32], pairs: Pairs, target: Target) -> NDArray[np.int64]:
     """The one centroid of each row, by float64 distances where there are several."""
-    rows, columns = pairs.rows.numpy(), pairs.columns.numpy()
+    rows, columns = pairs.rows.cpu().numpy(), pairs.columns.cpu().numpy()
     labels = np.empty(len(tile), np.int64)
     labels[rows] = columns
     several = (np.bincount(rows) > 1)[rows]
@@ -130,12 +154,12 @@ def _settle(tile: NDArray[np.float32], pairs: _Pairs, target: Target) -> NDArray
 
 
 def _members(tops: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """The scores of some groups, (n, _GROUP)."""
+    """The scores of some groups, (n, GROUP)."""
     first = rows * tops.shape[1] + groups
-    return tops.view(-1).take(first[:, None] + torch.arange(0, tops.shape[1], tops.shape[1] // _GROUP))
+    return tops.view(-1).take(first[:, None] + torch.arange(0, tops.shape[1], tops.shape[1] // GROUP))
 
 
-def _scores(rows: torch.Tensor, pairs: _Pairs, target: Target) -> torch.Tensor:
+def _scores(rows: torch.Tensor, pairs: Pairs, target: Target) -> torch.Tensor:
     """Scores of pairs in float32."""
     centroids, centre = torch.from_numpy(target.centroids), torch.from_numpy(target.centre)
     size, products = max(1, _PANEL_SCORES // rows.shape[1]), []

@@ -1,7 +1,7 @@
 """The nearest centroid of every row: proposed by a fast product, decided exactly.
 
 The engines differ in what proposes: `int8` the compiled kernel (8-bit products, several times as fast as float32),
-`torch` its products of bytes where the processor has fast ones, else of float32, on CPU or GPU, `faiss` its flat index;
+`torch` its products of bytes where the processor or the GPU has fast ones, else of float32, `faiss` its flat index;
 `auto` takes the faster of the first two. What proposes has a proven error bound, so rows for which it is not clear are
 known; they are decided by float64 distances, pair by pair. Hence labels depend on the row and the centroids alone: not
 on the block, the engine, the device or the number of threads.
@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering import kernel
+from raycluster.clustering import gpu_search, kernel
 from raycluster.clustering.byte_search import byte_search, can_search
 from raycluster.clustering.decision import squared_distances
-from raycluster.clustering.searches import Search, faiss_search, float_search
+from raycluster.clustering.searches import Search, faiss_search, float_search, in_tiles
 from raycluster.clustering.target import Target, prepare
 from raycluster.features import device
 from raycluster.types import UserError
@@ -55,11 +55,7 @@ def assign(
     chosen = choose(engine)
     if chosen == "int8" and target.packed is not None:
         return _kernel_assign(values, target, target.packed, previous)
-    search, size = faiss_search(target) if chosen == "faiss" else _torch_search(target)
-    labels = np.empty(len(values), np.int64)
-    for start in range(0, len(values), size):
-        labels[start : start + size] = search(values[start : start + size].astype(np.float32, copy=False))
-    return labels
+    return in_tiles(values, *(faiss_search(target) if chosen == "faiss" else _torch_search(target)))
 
 
 def choose(engine: Engine) -> Engine:
@@ -84,4 +80,7 @@ def _kernel_assign(
 
 
 def _torch_search(target: Target) -> tuple[Search, int]:
+    where = device()
+    if where.type == "cuda" and gpu_search.can_search(target, where):
+        return gpu_search.gpu_search(target, where)
     return byte_search(target) if can_search(target) else float_search(target)

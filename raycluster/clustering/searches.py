@@ -25,6 +25,14 @@ _TILE_SCORES = {"cpu": 1 << 21, "cuda": 1 << 26}
 _FAISS_ROWS = 4096
 
 
+def in_tiles(values: NDArray[np.floating], search: Search, size: int) -> NDArray[np.int64]:
+    """Labels (n,) of rows (n, D), searched so many at a time."""
+    labels = np.empty(len(values), np.int64)
+    for start in range(0, len(values), size):
+        labels[start : start + size] = search(values[start : start + size].astype(np.float32, copy=False))
+    return labels
+
+
 def float_search(target: Target) -> tuple[Search, int]:
     """A search by product scores x.c - |c|^2 / 2, and the number of rows it wants at a time."""
     where = device()

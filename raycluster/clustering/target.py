@@ -89,6 +89,11 @@ class Target:
         found = [round_rows(torch.from_numpy(self.centroids[at : at + _CLUSTERS] - self.centre)) for at in starts]
         return Rounded(*map(torch.cat, zip(*found, strict=True)))
 
+    @cached_property
+    def held(self) -> dict[torch.device, Any]:
+        """What a search keeps of it on other devices."""
+        return {}
+
 
 def prepare(centroids: NDArray[np.floating]) -> Target:
     """Make (K, D) centroids ready."""

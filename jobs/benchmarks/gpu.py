@@ -1,0 +1,99 @@
+"""Exact assignment on a GPU against a plain float32 product, and how much of the tensor cores it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.units import DIM, seconds
+from numpy.typing import NDArray
+
+from raycluster.clustering import gpu_search
+from raycluster.clustering.searches import in_tiles
+from raycluster.clustering.target import Target, prepare, round_rows
+from raycluster.types import UserError
+
+_PLAIN_SCORES = 1 << 28
+
+
+def run(rows: int = 1_280_000, clusters: str = "10000,80000") -> str:
+    """A table: seconds of one pass over rows of a mixture. They lie on the GPU for `float32` and `products alone`, else
+    in the memory of the host, as features do.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("benchmark gpu measures a CUDA device, and torch sees none; run it on a machine with a GPU")
+    where = torch.device("cuda")
+    int8, bf16 = (peak(dtype, where) for dtype in (torch.int8, torch.bfloat16))
+    values = mixture(rows, DIM, where)
+    lines = [
+        f"{rows} x {DIM}, {torch.cuda.get_device_name()}: {int8:.3g} int8, {bf16:.3g} bf16 operations a second",
+        "",
+        "| K | engine | seconds | times faster than float32 | share of int8 | of bf16 | labels as float32 |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for num_clusters in map(int, str(clusters).strip("()").split(",")):
+        operations, base = 2.0 * rows * num_clusters * DIM, 0.0
+        for name, spent, alike in passes(values, num_clusters):
+            base, rate = base or spent, operations / spent
+            shares = f"{rate / int8:.0%} | {rate / bf16:.0%}"
+            lines.append(f"| {num_clusters} | {name} | {spent:.3f} | {base / spent:.1f} | {shares} | {alike:.5%} |")
+    return "\n".join(lines)
+
+
+def passes(values: torch.Tensor, num_clusters: int) -> Iterator[tuple[str, float, float]]:
+    """Name, seconds and the share of labels that float32 products give too, of each way to assign the rows."""
+    where, host = values.device, values.cpu().numpy()
+    target = prepare(host[np.random.default_rng(1).choice(len(host), num_clusters, replace=False)])
+    ways: dict[str, Callable[[], Any]] = {"float32": lambda: _plain(values, target)}
+    if gpu_search.can_search(target, where):
+        ways["raycluster"] = lambda: in_tiles(host, *gpu_search.gpu_search(target, where))
+    if find_spec("fastkmeans"):
+        ways["fastkmeans"] = lambda: _fastkmeans(host, target, where)
+    wanted = _plain(values, target)
+    for name, way in ways.items():
+        alike = float((way() == wanted).mean())  # compiles, too
+        yield name, seconds(way), alike
+        if name == "raycluster":
+            yield "raycluster, products alone", seconds(lambda: _products(values, target)), alike
+
+
+def mixture(count: int, dim: int, where: torch.device) -> torch.Tensor:
+    """Rows of length 1 about a thousand centres."""
+    torch.manual_seed(0)
+    places = torch.randint(1000, (count,), device=where)
+    values = torch.randn(1000, dim, device=where)[places].add_(torch.randn(count, dim, device=where))
+    return torch.nn.functional.normalize(values)
+
+
+def peak(dtype: torch.dtype, where: torch.device, side: int = 8192) -> float:
+    """Operations a second of the library's product of square matrices."""
+    left, right = (torch.randint(-127, 128, (side, side), device=where).to(dtype) for _ in range(2))
+    product = torch._int_mm if dtype == torch.int8 else torch.mm
+    return 2.0 * side**3 / seconds(lambda: float(product(left, right.T)[0, 0]), 10)
+
+
+def _plain(values: torch.Tensor, target: Target) -> Any:
+    tables = target.centred, target.offsets, torch.from_numpy(target.centre)
+    centred, offsets, centre = (table.to(values.device) for table in tables)
+    parts = values.split(max(1, _PLAIN_SCORES // len(centred)))
+    return torch.cat([torch.addmm(offsets, part - centre, centred.T).argmax(dim=1) for part in parts]).cpu().numpy()
+
+
+def _products(values: torch.Tensor, target: Target) -> None:
+    from raycluster.clustering.gpu_kernel import highest, pack_rows
+
+    held, (_, size) = target.held[values.device], gpu_search.gpu_search(target, values.device)
+    for part in values.split(size):
+        found = highest(pack_rows(round_rows(part - held.centre)), held.packed)
+    float(found[0, 0])  # waits
+
+
+def _fastkmeans(host: NDArray[np.float32], target: Target, where: torch.device) -> Any:
+    from fastkmeans import FastKMeans
+
+    found = FastKMeans(host.shape[1], len(target.centroids), device=where)
+    found.centroids = target.centroids
+    return found.predict(host)
