@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering import hints
+from raycluster.clustering import hints, late
 from raycluster.clustering.decision import squared_distances
 from raycluster.clustering.nearest import Engine, assign, choose
 from raycluster.clustering.result import KMeans, unit_rows
@@ -191,7 +191,7 @@ def _iterate(descent: _Descent, state: State, steps: _Steps) -> State:
 
 def _advance(descent: _Descent, state: State, steps: _Steps) -> _Pace:
     """Write over the velocity with the means of rows and, with momentum, what lies beyond; centroids stay."""
-    task = _task(descent, state.centroids, state.iteration)
+    task = _task(descent, state.centroids, state.iteration, _moved(state))
     first, *others = spans(len(state.centroids), descent.features)
     if others:  # what a search needs and totals need not be there at the same time
         first, others = slice(0, 0), [first, *others]
@@ -206,10 +206,18 @@ def _advance(descent: _Descent, state: State, steps: _Steps) -> _Pace:
     return pace
 
 
-def _task(descent: _Descent, centroids: NDArray[np.float32], step: int) -> _Task:
+def _task(
+    descent: _Descent, centroids: NDArray[np.float32], step: int, moved: NDArray[np.int64] | None = None
+) -> _Task:
     size = descent.size
     unit = spread_scale(size, centroids)
-    return _Task(prepare(centroids), sum_scale(size), unit, descent.engine, descent.name, step)
+    return _Task(prepare(centroids, moved), sum_scale(size), unit, descent.engine, descent.name, step)
+
+
+def _moved(state: State) -> NDArray[np.int64] | None:
+    """The centroids that the last step moved, if few; velocity does not show those that it gave to empty clusters."""
+    known = state.iteration and state.sizes.all()
+    return late.few((state.velocity != 0).any(axis=1)) if known else None
 
 
 def _sums(descent: _Descent, function: Callable[..., Sums], task: _Task, span: slice) -> ClusterSums:
@@ -272,7 +280,10 @@ def _label(block: Block, task: _Task) -> tuple[NDArray[np.int64], int, int]:
     before = None if kept is None else kept.astype(np.int64)
     if before is not None and step == task.step:
         return before, 0, 0
-    labels = assign(block.values, task.target, task.engine, before)
+    if before is not None and step == task.step - 1 and task.target.moved is not None:
+        labels = late.assign_again(block.values, task.target, task.engine, before)
+    else:
+        labels = assign(block.values, task.target, task.engine, before)
     hints.keep(task.name, block.samples, (task.step, labels.astype(np.int32)))
     return (labels, 0, 0) if before is None else (labels, int(np.count_nonzero(labels != before)), len(labels))
 
@@ -283,9 +294,10 @@ def _finish(descent: _Descent, state: State) -> KMeans:
     It ends: a centroid moved onto a row that no other centroid sits on can never become empty.
     """
     step, centroids, inertia, num_repaired = state.iteration, state.centroids, state.inertia, state.num_repaired
+    moved = _moved(state)
     del state  # the labels take the room of the velocity
     while True:
-        task = _task(descent, centroids, step)
+        task = _task(descent, centroids, step, moved)
         found, apart = descent.features.fold(_assignments, task, combine=_join)
         unit = task.unit
         del task
@@ -299,7 +311,7 @@ def _finish(descent: _Descent, state: State) -> KMeans:
             spherical = descent.project is _normalised
             return KMeans(centroids, samples, labels, inertia, sizes, num_repaired, engine, spherical)
         centroids, num_moved = _move(descent, centroids, empty)
-        num_repaired, step = num_repaired + num_moved, step + 1
+        num_repaired, step, moved = num_repaired + num_moved, step + 1, None
 
 
 def _move(

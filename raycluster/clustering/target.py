@@ -37,13 +37,19 @@ class Target:
     """Centroids made ready for a search, when first needed. Distances are taken about their mean, where float32
     cancels least.
 
-    centroids: (K, D) float32.
+    centroids: (K, D) float32. moved: (m,) which of them moved since rows were last labelled; None if any may have.
     """
 
     centroids: NDArray[np.float32]
+    moved: NDArray[np.int64] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Target, (self.centroids,)  # the rest costs less to compute than to send
+        return Target, (self.centroids, self.moved)  # the rest costs less to compute than to send
+
+    @cached_property
+    def movers(self) -> Target:
+        """Those that moved."""
+        return Target(self.centroids[self.moved])
 
     @cached_property
     def centre(self) -> NDArray[np.float32]:
@@ -95,9 +101,9 @@ class Target:
         return {}
 
 
-def prepare(centroids: NDArray[np.floating]) -> Target:
-    """Make (K, D) centroids ready."""
-    return Target(np.ascontiguousarray(centroids, np.float32))
+def prepare(centroids: NDArray[np.floating], moved: NDArray[np.int64] | None = None) -> Target:
+    """Make (K, D) centroids ready; moved: as in `Target`."""
+    return Target(np.ascontiguousarray(centroids, np.float32), moved)
 
 
 def round_rows(rows: torch.Tensor) -> Rounded:

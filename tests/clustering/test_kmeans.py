@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycluster.clustering import hints, sums
+from raycluster.clustering import hints, late, sums
 from raycluster.clustering.kmeans import kmeans
 from raycluster.clustering.nearest import Engine, nearest
 from raycluster.clustering.result import KMeans
 from raycluster.clustering.sums import ClusterSums, Labelled, merge, sum_scale
+from raycluster.clustering.target import prepare
 from raycluster.features import Extent, LocalFeatures
 from raycluster.types import Block, UserError
 
@@ -282,7 +283,7 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
 def test_a_few_clusters_at_a_time_give_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, labels: np.ndarray | None
 ) -> None:
-    """In one go; 7 at a time; and with labels that are gone, or of the step before, when the next 7 are summed."""
+    """In one go; 7 at a time; and with labels that are gone, or of another step, when the next 7 are summed."""
     values = _mixture(1500)
 
     features = _features(values, 4, order_seed=1)
@@ -300,7 +301,59 @@ def test_a_few_clusters_at_a_time_give_the_same_bits(
     def forgetful(clustering: str, samples: np.ndarray) -> Any:
         kept = recall(clustering, samples)
         lost = rng.integers(3)
-        return None if kept is None or lost == 0 else kept if lost == 1 else (kept[0] - 1, kept[1][::-1])
+        return None if kept is None or lost == 0 else kept if lost == 1 else (kept[0] - 2, kept[1][::-1])
 
     monkeypatch.setattr(hints, "recall", forgetful)
     assert _same(found(), wanted)
+
+
+@pytest.mark.parametrize("engine", ["int8", "torch"])
+@pytest.mark.parametrize("kind", ["mixture", "grid", "half"])
+def test_late_steps_that_look_at_moved_centroids_only_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, kind: str, engine: Engine
+) -> None:
+    """Compared with steps that look at all."""
+    rng = np.random.default_rng(7)
+    values = rng.integers(0, 6, (1200, 3)).astype(np.float32) if kind == "grid" else _mixture(1200)
+    values = values.astype(np.float16) if kind == "half" else values
+    features, looked = _features(values, 3, order_seed=1), 0
+    assign_again = late.assign_again
+
+    def counting(block: np.ndarray, *others: Any) -> np.ndarray:
+        nonlocal looked
+        looked += len(block)
+        return assign_again(block, *others)
+
+    def found(seed: int) -> list[KMeans]:
+        kinds: list[dict[str, Any]] = [{"plain": True}, {}, {"spherical": True, "plain": True}]
+        return [kmeans(features, 90, iterations=40, seed=seed, engine=engine, **one) for one in kinds]
+
+    monkeypatch.setattr(late, "assign_again", counting)
+    for seed in range(3):
+        monkeypatch.setattr(late, "few", lambda moved: None)
+        wanted = found(seed)
+        monkeypatch.setattr(late, "few", np.flatnonzero)
+        assert all(_same(one, other) for one, other in zip(found(seed), wanted, strict=True))
+    assert looked > 10 * len(values)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([np.float16, np.float32]))
+@settings(max_examples=200)
+def test_rows_know_the_nearest_of_those_that_stayed(seed: int, kind: type) -> None:
+    """On a grid most distances occur several times, and the lowest label must win."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 4, (50, 2)).astype(kind)
+    before, after = (rng.integers(0, 4, (9, 2)).astype(np.float32) for _ in range(2))
+    moved = np.flatnonzero(rng.random(9) < rng.random())
+    after[np.setdiff1d(np.arange(9), moved)] = before[np.setdiff1d(np.arange(9), moved)]
+    previous, wanted = nearest(values, before)[0], nearest(values, after)[0]
+    assert np.array_equal(late.assign_again(values, prepare(after, moved), "auto", previous), wanted)
+
+
+def test_few_centroids_that_moved_are_known() -> None:
+    moved = np.zeros(4000, np.bool_)
+    assert late.few(moved) is not None
+    moved[[5, 70]] = True
+    assert late.few(moved) is not None and late.few(moved[:1000]) is None  # comparing with 1000 costs no less
+    moved[::2] = True
+    assert late.few(moved) is None
