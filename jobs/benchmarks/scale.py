@@ -8,31 +8,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-import ray
-from benchmarks.units import DIM, Units, head, measure, rows, seconds
-from ray.data import DataContext
+from benchmarks.units import DIM, Units, head, kmeans_step, measure, pool, seconds
 
-from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.sinkhorn import sinkhorn
 from raycluster.clustering.whitening import whiten
-from raycluster.distributed.cluster import pooled
-from raycluster.distributed.ingest import quiet_context
 from raycluster.distributed.pool import PooledFeatures
 from raycluster.distributed.session import ray_session
-from raycluster.features import Features
-from raycluster.types import Block
 
 _FAN_IN = 4
 _MICROBATCH = 32
 _WORKERS = (8, 32, 128, 512)
-_TRIPS = 2  # whitening goes over the rows for its range and sums, then maps them
-_STEPS = 20  # of k-means, its default
+_TRIPS = 4  # whitening goes over the rows for their range, sums and products, then maps them
+_STEPS = 21  # of k-means: its default, and the last assignment
 
 
 class Cost(NamedTuple):
@@ -84,9 +76,14 @@ class Fleet:
         """To all workers; who has it passes it on."""
         return Cost(self.send(size).seconds * math.ceil(math.log2(self.workers + 1)), size * self.workers)
 
-    def up(self, size: float) -> Cost:
+    def ask(self) -> Cost:
+        """What a sum costs whatever is summed: one process asks all workers, each of which has to answer."""
+        answer = (self.units.fold - 2 * self.units.ask) / min(1.0, self.cores)
+        return Cost(answer + self.workers * self.units.ask)
+
+    def fold(self, size: float) -> Cost:
         """Sums of this size of all workers, added up."""
-        cost, parts = Cost(self.workers * self.units.call), self.workers
+        cost, parts = self.ask(), self.workers
         one = self.send(size) + Cost(size * self.units.combine)
         while self.tree and parts > _FAN_IN:
             groups = math.ceil(parts / _FAN_IN)
@@ -120,24 +117,24 @@ def round_of(problem: Problem, fleet: Fleet, global_batch: int) -> dict[str, Cos
 
 def whitening_cost(images: float, fleet: Fleet) -> Cost:
     moments = DIM * DIM * 8
-    return fleet.shared(images * fleet.units.whiten) + (fleet.up(moments) + fleet.down(moments)).times(_TRIPS)
+    return fleet.shared(images * fleet.units.whiten) + fleet.fold(moments).times(_TRIPS) + fleet.down(moments)
 
 
 def kmeans_cost(problem: Problem, fleet: Fleet, steps: int = _STEPS) -> Cost:
     """All steps of every group, one after the other."""
     values = problem.clusters * DIM
     folds = math.ceil(values * 8 / PooledFeatures.room)
-    sums = (fleet.down(values * 4) + fleet.up(values * 8 / folds)).times(folds)
+    sums = (fleet.down(values * 4) + fleet.fold(values * 8 / folds)).times(folds)
     step = sums + Cost(values * fleet.units.update)
-    one = step.times(problem.groups) + fleet.shared(problem.images * problem.clusters * fleet.units.kmeans)
-    return one.times(steps)
+    row = fleet.units.add + problem.clusters * fleet.units.kmeans
+    return (step.times(problem.groups) + fleet.shared(problem.images * row)).times(steps)
 
 
 def sinkhorn_cost(problem: Problem, fleet: Fleet) -> Cost:
-    """All passes of every head, one after the other."""
-    step = fleet.down(problem.clusters * (DIM + 1) * 8) + fleet.up(problem.clusters * 8)
-    work = problem.images * problem.clusters * problem.heads * fleet.units.sinkhorn
-    return step.times(fleet.units.passes * problem.heads) + fleet.shared(work)
+    """All heads side by side: a fold answers what each of them asks."""
+    values = problem.clusters * problem.heads
+    step = fleet.down(values * (DIM * 4 + 8)) + fleet.fold(values * 8)
+    return step.times(fleet.units.folds) + fleet.shared(problem.images * values * fleet.units.sinkhorn)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -233,40 +230,14 @@ def _check(units: Units) -> list[str]:
 
 def _measured(fleet: Fleet) -> list[tuple[str, float, float]]:
     """(what, seconds predicted, seconds measured) for a pool of fleet.workers actors."""
-    from raycluster.clustering.sinkhorn import sinkhorn
-
     few, many = Problem(20_000, 500, heads=1), Problem(100_000, 4000)
     classifier = head(few.clusters)
-    with _pool(many.images, fleet.workers) as large, _pool(few.images, fleet.workers) as small:
-        whitening = seconds(lambda: whiten(large, DIM), repeats=2)
-        step = _step(lambda steps: kmeans(large, many.clusters, iterations=steps, plain=True))
-        labelling = seconds(lambda: sinkhorn(small, [classifier]), repeats=2)
+    with pool(many.images, fleet.workers) as large, pool(few.images, fleet.workers) as small:
+        whitening = seconds(lambda: whiten(large, DIM))
+        step = kmeans_step(large, many.clusters)
+        labelling = seconds(lambda: sinkhorn(small, [classifier]))
     return [
         ("whiten 100,000", whitening_cost(many.images, fleet).seconds, whitening),
         ("a step of k-means, 100,000 into 4,000", kmeans_cost(many, fleet, steps=1).seconds, step),
         ("Sinkhorn, 20,000 into 500", sinkhorn_cost(few, fleet).seconds, labelling),
     ]
-
-
-def _step(work: Callable[[int], Any], few: int = 1, many: int = 3) -> float:
-    """Seconds of one of several steps."""
-    return (seconds(lambda: work(many), repeats=2) - seconds(lambda: work(few), repeats=2)) / (many - few)
-
-
-@contextmanager
-def _pool(count: int, actors: int) -> Iterator[Features]:
-    """Rows in a pool whose actors keep to one core each, as far as there are cores."""
-    parts = [part.astype(np.float16) for part in np.array_split(rows(count).rows(np.arange(count)), 4 * actors)]
-    with DataContext.current(quiet_context()), pooled(ray.data.from_numpy(parts), num_actors=actors) as features:
-        processes = sorted(set(features.collect(_process)))
-        features.collect(_stay, {process: place % (os.cpu_count() or 1) for place, process in enumerate(processes)})
-        yield features
-
-
-def _process(block: Block) -> int:
-    return os.getpid()
-
-
-def _stay(block: Block, cores: dict[int, int]) -> None:
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), {cores[os.getpid()]})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -17,17 +19,23 @@ import ray
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from ray.data import DataContext
 from sklearn.metrics import normalized_mutual_info_score
 
 from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.sums import ClusterSums, merge
+from raycluster.clustering.sinkhorn import sinkhorn
+from raycluster.clustering.sums import ClusterSums, means, merge
+from raycluster.clustering.target import prepare
 from raycluster.clustering.whitening import whiten
 from raycluster.data.load import load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
 from raycluster.data.plan import plan_epoch, shard_chunks
 from raycluster.data.transforms import View
+from raycluster.distributed import stealing
+from raycluster.distributed.cluster import pooled
+from raycluster.distributed.ingest import quiet_context
 from raycluster.extraction import Descriptor
-from raycluster.features import LocalFeatures
+from raycluster.features import Features, LocalFeatures
 from raycluster.models.heads import Heads
 from raycluster.rundir import write_assignments
 from raycluster.training.optimiser import Optimisers
@@ -37,34 +45,40 @@ from raycluster.types import Block
 
 DIM = 256
 _SHARD = 1000
+_FEW, _MANY = 20_000, 60_000  # rows, whose difference is free of what does not depend on them
+_AROUND = (
+    4  # folds of Sinkhorn beside its iterations: for the range of the rows, for candidates, for labels, at the end
+)
 
 
 @dataclass(frozen=True)
 class Units:
     """Seconds on one core. decode: reading and varying one photograph. forward, step: one picture through the network,
-    and through a training step. whiten: one row of 256. kmeans: one row against one cluster, a step.
-    sinkhorn: the same, until its tolerance is reached.
+    and through a training step. whiten: one row of 256. add, kmeans: one row in a step, and one row against one
+    cluster. sinkhorn: the same, until its tolerance is reached.
 
     Seconds that more workers do not share: update: of centroids, one value a step. combine: adding one byte of sums.
-    call: asking one actor. send: one byte from one process to another through Ray. labels: one row's label, gathered,
-    compared and written down. plan: one row of an epoch's plan.
+    fold: a sum over hardly any rows, of two actors; ask: each further one. send: one byte from one process to another
+    through Ray. labels: one row's label, gathered, compared and written down. plan: one row of an epoch's plan.
 
-    Numbers: passes of Sinkhorn over the rows; parameters of the network.
+    Numbers: folds of Sinkhorn over the rows; parameters of the network.
     """
 
     decode: float
     forward: float
     step: float
     whiten: float
+    add: float
     kmeans: float
     sinkhorn: float
     update: float
     combine: float
-    call: float
+    fold: float
+    ask: float
     send: float
     labels: float
     plan: float
-    passes: float
+    folds: float
     parameters: float
 
     def table(self) -> str:
@@ -78,23 +92,27 @@ def measure(model: str, size: int) -> Units:
     torch.set_num_threads(1)
     try:
         forward, step, parameters = _network(model, size)
-        call, send = _messages()
-        pair, update = _kmeans()
-        labelling, passes = _sinkhorn()
+        fold, ask, send = _messages()
+        with pool(_FEW, 1) as few, pool(_MANY, 1) as many:
+            add, pair = _kmeans(few, many)
+            whitening = seconds(lambda: whiten(many, DIM))
+            labelling, folds = _sinkhorn(few, many)
         return Units(
             decode=_decode(size),
             forward=forward,
             step=step,
-            whiten=_whiten(),
+            whiten=whitening / _MANY,
+            add=add,
             kmeans=pair,
             sinkhorn=labelling,
-            update=update,
+            update=_update(),
             combine=_combine(),
-            call=call,
+            fold=fold,
+            ask=ask,
             send=send,
             labels=_labels(),
             plan=_plan(),
-            passes=passes,
+            folds=folds,
             parameters=parameters,
         )
     finally:
@@ -166,25 +184,46 @@ def _network(model: str, size: int, batch: int = 32) -> tuple[float, float, floa
     return forwards, training, float(sum(values.numel() for values in network.parameters()))
 
 
-def _whiten(count: int = 20_000) -> float:
-    features = rows(count)
-    return core_seconds(lambda: whiten(features, DIM)) / count
+@contextmanager
+def pool(count: int, actors: int) -> Iterator[Features]:
+    """`rows` in a pool whose actors keep to one core each, as far as there are cores."""
+    parts = [part.astype(np.float16) for part in np.array_split(rows(count).rows(np.arange(count)), 4 * actors)]
+    with DataContext.current(quiet_context()), pooled(ray.data.from_numpy(parts), num_actors=actors) as features:
+        processes = sorted(set(features.collect(_process)))
+        features.collect(_stay, {process: place % (os.cpu_count() or 1) for place, process in enumerate(processes)})
+        yield features
 
 
-def _kmeans(clusters: int = 10_000, few: int = 10_000, many: int = 30_000) -> tuple[float, float]:
-    """Seconds of one row against one cluster, and of one value of the centroids whatever the rows."""
-    one, other = (_step(rows(count), clusters) for count in (few, many))
-    pair = (other - one) / (many - few) / clusters
-    return pair, max(0.0, one - few * clusters * pair) / clusters / DIM
+def _process(block: Block) -> int:
+    return os.getpid()
 
 
-def _step(features: LocalFeatures, clusters: int, steps: int = 2) -> float:
+def _stay(block: Block, cores: dict[int, int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {cores[os.getpid()]})
+
+
+def kmeans_step(features: Features, clusters: int, few: int = 1, many: int = 4) -> float:
     """Seconds of a step of k-means: the difference between two runs is free of what is done once."""
 
     def run(iterations: int) -> float:
-        return core_seconds(lambda: kmeans(features, clusters, iterations=iterations, plain=True))
+        return seconds(lambda: kmeans(features, clusters, iterations=iterations, plain=True), repeats=2)
 
-    return (run(1 + steps) - run(1)) / steps
+    return (run(many) - run(few)) / (many - few)
+
+
+def _kmeans(few: Features, many: Features, small: int = 1000, large: int = 8000) -> tuple[float, float]:
+    """Seconds of one row in a step, and of one row against one cluster."""
+    one, other = ((kmeans_step(many, size) - kmeans_step(few, size)) / (_MANY - _FEW) for size in (small, large))
+    pair = (other - one) / (large - small)
+    return max(0.0, one - small * pair), pair
+
+
+def _update(clusters: int = 4000) -> float:
+    """Seconds of one value of the centroids in a step: the mean that the job takes, what an actor makes of it."""
+    totals, centroids = np.ones((clusters, DIM), np.int64), np.ones((clusters, DIM), np.float32)
+    sizes = np.ones(clusters, np.int64)
+    return core_seconds(lambda: prepare(means(totals, sizes, 1.0, centroids)).packed) / centroids.size
 
 
 def head(clusters: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -193,13 +232,12 @@ def head(clusters: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return weight.astype(np.float32), np.zeros(clusters, np.float32)
 
 
-def _sinkhorn(count: int = 20_000, clusters: int = 500) -> tuple[float, float]:
+def _sinkhorn(few: Features, many: Features, clusters: int = 500) -> tuple[float, float]:
     """Seconds of one row against one cluster until the tolerance is reached, and how many times rows were gone over."""
-    from raycluster.clustering.sinkhorn import sinkhorn
-
-    features, classifier = rows(count), head(clusters)
-    passes = sinkhorn(features, [classifier]).iterations[0]
-    return core_seconds(lambda: sinkhorn(features, [classifier]), repeats=2) / count / clusters, float(passes)
+    classifier = head(clusters)
+    one, other = (seconds(lambda rows=rows: sinkhorn(rows, [classifier])) for rows in (few, many))
+    folds = sinkhorn(few, [classifier]).iterations[0] + _AROUND
+    return (other - one) / (_MANY - _FEW) / clusters, float(folds)
 
 
 def _combine(clusters: int = 10_000) -> float:
@@ -207,23 +245,44 @@ def _combine(clusters: int = 10_000) -> float:
     return core_seconds(lambda: merge(left, right)) / left.totals.nbytes
 
 
-class _Echo:
-    def take(self, values: NDArray[np.uint8]) -> int:
-        return len(values)
+class _Idle:
+    """An actor of the pool that has nothing to do."""
+
+    def places(self, version: str, shards: list[int]) -> dict[int, None]:
+        return dict.fromkeys(shards)
+
+    def work(self, *_: Any) -> None:
+        pass
+
+    def finish(self, job: str, times: int) -> None:
+        pass
 
     def give(self, size: int) -> NDArray[np.uint8]:
         return np.zeros(size, np.uint8)
 
 
-def _messages(size: int = 50_000_000, calls: int = 200) -> tuple[float, float]:
-    """Seconds to ask an actor, seconds a byte there and into the store."""
-    remote: Any = ray.remote(_Echo)
-    actor = remote.options(num_cpus=0).remote()
-    ray.get(actor.give.remote(1))
-    call = seconds(lambda: ray.get([actor.give.remote(1) for _ in range(calls)])) / calls
-    send = seconds(lambda: ray.get(actor.give.remote(size)).max()) / size
-    ray.kill(actor)
-    return call, send
+def _messages(size: int = 50_000_000, asked: int = 64) -> tuple[float, float, float]:
+    """Seconds to ask two actors, and each further one, for a sum that costs nothing; seconds a byte into the store."""
+    remote: Any = ray.remote(_Idle)
+    actors = [remote.options(num_cpus=0).remote() for _ in range(2)]
+    ray.get([actor.give.remote(1) for actor in actors])
+
+    def ask(count: int) -> float:
+        some = [actors[place % len(actors)] for place in range(count)]
+        shards = [list(range(4 * place, 4 * place + 4)) for place in range(count)]
+        return seconds(lambda: ray.get(stealing.fold(some, "", shards, ray.put(()))), repeats=10)
+
+    further = (ask(asked) - ask(1)) / (asked - 1)
+    with pool(8, 2) as features:
+        two = seconds(lambda: features.fold(_nothing), repeats=10)
+    send = seconds(lambda: ray.get(actors[0].give.remote(size)).max()) / size
+    for actor in actors:
+        ray.kill(actor)
+    return two, further, send
+
+
+def _nothing(block: Block) -> tuple[int]:
+    return (0,)
 
 
 class _Manifest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -45,10 +45,9 @@ def fold(
             hand(actor)
     try:
         while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(done)
-            ray.get(done)
-            hand(actor)
+            for done in _ready(running):
+                ray.get(done)
+                hand(running.pop(done))
     except Exception:
         for actor in times:
             actors[actor].forget.remote(job)
@@ -83,6 +82,13 @@ def each(
             actor = idle.pop()
             running[actor.solve.remote(blocks, function, jobs[number])] = number, actor
     return results
+
+
+def _ready(running: Iterable[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Those that are done, at least one: to look at all for each of them would cost the square of their number."""
+    refs = list(running)
+    ray.wait(refs, num_returns=1)
+    return list(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
 
 
 def _helpings(actor: int, shards: list[int], parts: int) -> list[Work]:
