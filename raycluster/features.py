@@ -17,7 +17,7 @@ from raycluster.types import Block, UserError
 
 T = TypeVar("T")
 
-_PIECE_ROWS = 2048
+_PIECE_ROWS = {"cpu": 2048, "cuda": 1 << 16}  # so many that starting kernels on a GPU takes little of the time
 # Threads that share one total: combining is short beside computing, and totals may be large.
 _THREADS_PER_TOTAL = 4
 _NUM_EXAMPLES = 5
@@ -131,8 +131,7 @@ class LocalFeatures:
         result = np.empty((len(where), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
             mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
-            for start in range(0, len(mine), _PIECE_ROWS):
-                part = mine[start : start + _PIECE_ROWS]
+            for part in np.array_split(mine, -(-len(mine) // _PIECE_ROWS["cpu"]) or 1):
                 result[part] = _floats(Block(block.samples, block.values[where[part] - starts[index]])).values
         return result
 
@@ -210,8 +209,9 @@ def _alone(function: Callable[[Any], T], items: Sequence[Any], place: int) -> T:
 
 
 def _pieces(block: Block) -> Iterator[Block]:
-    for start in range(0, len(block.samples), _PIECE_ROWS):
-        part = slice(start, start + _PIECE_ROWS)
+    size = _PIECE_ROWS[device().type]
+    for start in range(0, len(block.samples), size):
+        part = slice(start, start + size)
         yield Block(block.samples[part], block.values[part])
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +48,18 @@ class _Room(threading.local):
         self.scaled = torch.empty(_PANEL_SCORES)
         self.num_centroids = 0
         self.tops = torch.empty(0, 0)
+        self.rows = np.empty((0, 0), np.float32)
+
+    def centred(self, tile: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+        """tile - centre."""
+        if len(self.rows) < len(tile) or self.rows.shape[1] != tile.shape[1]:
+            self.rows = np.empty(tile.shape, np.float32)
+        return np.subtract(tile, centre, out=self.rows[: len(tile)])
+
+    def two(self, num_rows: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where no panel is: (n, D) float32 twice, at most _PANEL_SCORES values each."""
+        flat = self.whole.view(torch.float32), self.scaled
+        return flat[0][: num_rows * dim].view(num_rows, dim), flat[1][: num_rows * dim].view(num_rows, dim)
 
     def reserve(self, num_rows: int, num_centroids: int) -> torch.Tensor:
         """(n, K padded) that ends with -infinity."""
@@ -77,7 +88,9 @@ def byte_search(target: Target) -> tuple[Search, int]:
     """A search by products of bytes, and the number of rows it wants at a time."""
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
-        return label(tile, torch.from_numpy(tile - target.centre), target, partial(_candidates, target))
+        rows = torch.from_numpy(_room.centred(tile, target.centre))
+        parts = [round_rows(part, _room.two(*part.shape)) for part in rows.split(_PANEL_SCORES // rows.shape[1])]
+        return label(tile, rows, Rounded(*map(torch.cat, zip(*parts, strict=True))), target, _candidates)
 
     return search, min(_TILE_ROWS, max(64, _TILE_SCORES // len(target.centroids)))
 
@@ -85,17 +98,17 @@ def byte_search(target: Target) -> tuple[Search, int]:
 def label(
     tile: NDArray[np.float32],
     rows: torch.Tensor,
+    rounded: Rounded,
     target: Target,
-    propose: Callable[[torch.Tensor, Rounded], Pairs | None],
+    propose: Callable[[torch.Tensor, Rounded, Target], Pairs | None],
 ) -> NDArray[np.int64]:
     """Labels (n,) of a tile, decided among the candidates proposed for its rows; among all centroids if None are.
 
     rows: tile - target.centre, where `propose` wants them.
     """
-    rounded = round_rows(rows)
     pairs = None
     if bool((rounded.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
-        pairs = propose(rows, rounded)
+        pairs = propose(rows, rounded, target)
     return in_tiles(tile, *float_search(target)) if pairs is None else _settle(tile, pairs, target)
 
 
@@ -122,7 +135,7 @@ def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
     return tops
 
 
-def _candidates(target: Target, rows: torch.Tensor, rounded: Rounded) -> Pairs | None:
+def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target) -> Pairs | None:
     """The centroids that may be nearest by their float32 scores; None if they are very many."""
     tops, slack = _upper_ends(rounded, target), slacks(rounded, target)
     groups, everyone = tops.shape[1] // GROUP, torch.arange(len(rows))
@@ -161,9 +174,10 @@ def _members(tops: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor) -> to
 
 def _scores(rows: torch.Tensor, pairs: Pairs, target: Target) -> torch.Tensor:
     """Scores of pairs in float32."""
-    centroids, centre = torch.from_numpy(target.centroids), torch.from_numpy(target.centre)
-    size, products = max(1, _PANEL_SCORES // rows.shape[1]), []
+    centroids, centre, dim = torch.from_numpy(target.centroids), torch.from_numpy(target.centre), rows.shape[1]
+    size, products = max(1, _PANEL_SCORES // dim), []
     for those, columns in zip(pairs.rows.split(size), pairs.columns.split(size), strict=True):
-        centred = centroids.index_select(0, columns).sub_(centre)
-        products.append(centred.mul_(rows.index_select(0, those)).sum(dim=1))
+        left, right = _room.two(len(those), dim)
+        torch.index_select(centroids, 0, columns, out=left).sub_(centre)
+        products.append(left.mul_(torch.index_select(rows, 0, those, out=right)).sum(dim=1))
     return torch.cat(products) + target.offsets[pairs.columns]

@@ -56,7 +56,7 @@ def gpu_search(target: Target, where: torch.device) -> tuple[Search, int]:
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
         rows = torch.tensor(np.ascontiguousarray(tile), device=where).sub_(held.centre)
-        return label(tile, rows, target, partial(_candidates, target, held))
+        return label(tile, rows, round_rows(rows), target, partial(_candidates, held))
 
     num_groups, dim = held.members.shape[0], held.members.shape[2]
     return search, max(64, min(_TILE_ROWS, _TILE_GROUPS // num_groups, _TILE_VALUES // dim))
@@ -92,7 +92,7 @@ def _hold(target: Target, where: torch.device) -> _Held:
     return _Held(centre, members, padded, packed)
 
 
-def _candidates(target: Target, held: _Held, rows: torch.Tensor, rounded: Rounded) -> Pairs | None:
+def _candidates(held: _Held, rows: torch.Tensor, rounded: Rounded, target: Target) -> Pairs | None:
     """The centroids that may be nearest by their float32 scores; None if groups that hold some are very many."""
     from raycluster.clustering.gpu_kernel import highest, pack_rows
 

@@ -106,11 +106,12 @@ def prepare(centroids: NDArray[np.floating], moved: NDArray[np.int64] | None = N
     return Target(np.ascontiguousarray(centroids, np.float32), moved)
 
 
-def round_rows(rows: torch.Tensor) -> Rounded:
-    """Round (n, D) float32 rows to 8 bits, each with a scale of its own."""
-    scales = (rows.abs().amax(dim=1) / 127).clamp_min_(_SMALLEST)
-    whole = (rows / scales[:, None]).round_()
+def round_rows(rows: torch.Tensor, room: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)) -> Rounded:
+    """Round (n, D) float32 rows to 8 bits, each with a scale of its own. room: two of that shape to write over."""
+    scales = (torch.abs(rows, out=room[0]).amax(dim=1) / 127).clamp_min_(_SMALLEST)
+    whole = torch.div(rows, scales[:, None], out=room[0]).round_()
     vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)
     norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE + vanished
-    misses = torch.linalg.vector_norm(torch.addcmul(rows, whole, scales[:, None], value=-1), dim=1)
-    return Rounded(whole.to(torch.int8), scales, norms, misses * _INFLATE + norms * ROUNDING + vanished)
+    left = torch.addcmul(rows, whole, scales[:, None], value=-1, out=room[1])
+    misses = torch.linalg.vector_norm(left, dim=1) * _INFLATE
+    return Rounded(whole.to(torch.int8), scales, norms, misses + norms * ROUNDING + vanished)

@@ -86,7 +86,7 @@ def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
         values, centroids = _problem(140, 600, 24, nasty)
         target, rows = prepare(centroids), torch.tensor(values - centroids.mean(axis=0), device=WHERE)
         held = gpu_search._hold(target, WHERE)
-        pairs = gpu_search._candidates(target, held, rows, round_rows(rows))
+        pairs = gpu_search._candidates(held, rows, round_rows(rows), target)
         assert (pairs is not None) == few
         if pairs is not None:
             assert pairs.rows.unique().tolist() == list(range(140)) and len(pairs.rows) < 150
