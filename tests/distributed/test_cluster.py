@@ -115,7 +115,7 @@ def test_idle_actors_take_blocks_from_slow_ones(ray_cluster: None) -> None:
 def _who(block: Block, slow: int) -> dict[int, int]:
     """Rows by process; one process is slow."""
     if os.getpid() == slow:
-        time.sleep(0.05)
+        time.sleep(0.3)
     return {os.getpid(): len(block.samples)}
 
 
