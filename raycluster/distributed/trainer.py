@@ -14,6 +14,7 @@ import ray
 import ray.train
 from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -38,6 +39,8 @@ from raycluster.report import Watcher
 from raycluster.run import Config, begin
 from raycluster.training.process import prepare_process
 from raycluster.types import Stopped, UserError
+
+_CLEANER_SECONDS = 0.5
 
 
 def fit(config: Config, watcher: Watcher | None = None) -> str:
@@ -116,7 +119,7 @@ def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
 
 
 class _Trainer(TorchTrainer):
-    """With our policies in place of Ray's, and without its handler of Ctrl-C."""
+    """With our policies in place of Ray's, without its handler of Ctrl-C, and at an end as soon as the workers are."""
 
     line: ActorHandle | None = None
     requester = ""
@@ -127,6 +130,14 @@ class _Trainer(TorchTrainer):
             arguments["scaling_policy"] = scaling_policy(scaling, self.requester, self.line)
             arguments["failure_policy"] = Forgiving(run.failure_config or FailureConfig(), self.line)
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Ray's cleaner of reserved places, asked to end, first looks for a dashboard that may not be there: 12 s."""
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        for callback in callbacks:
+            if isinstance(callback, PlacementGroupCleanerCallback):
+                callback._stop_timeout = _CLEANER_SECONDS
+        return callbacks
 
     def _register_sigint_handler(self, controller: object) -> None:
         """Leave Ctrl-C to `stop_on_signals`: Ray's own handler ends the workers where they are, unsaved."""
