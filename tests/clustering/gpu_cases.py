@@ -13,6 +13,7 @@ from raycluster.clustering import byte_search, gpu_kernel, gpu_search
 from raycluster.clustering.gpu_kernel import highest, pack_centroids, pack_rows
 from raycluster.clustering.searches import float_search
 from raycluster.clustering.target import Target, prepare, round_rows
+from tests.clustering.nasty import KINDS, naive, problem
 
 WHERE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 SHAPES = [
@@ -25,38 +26,10 @@ SHAPES = [
     (130, 140, 256),
     (50, 90, 300),
 ]
-NASTY = ["copies", "near", "whole", "outlier", "far", "lengths", "small", "large", "same"]
 
 
-def _naive(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    apart = values.astype(np.float64)[:, None] - centroids.astype(np.float64)[None]
-    labels: np.ndarray = np.square(apart).sum(axis=2).argmin(axis=1)
-    return labels
-
-
-def _problem(num_rows: int, num_centroids: int, dim: int, nasty: str = "") -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(num_rows + dim)
-    values = rng.standard_normal((num_rows, dim)).astype(np.float32)
-    centroids = rng.standard_normal((num_centroids, dim)).astype(np.float32)
-    if nasty == "copies":
-        centroids = values[rng.integers(num_rows, size=num_centroids)]
-    elif nasty == "near":
-        centroids = (values[:1] + 1e-6 * centroids).astype(np.float32)
-    elif nasty == "whole":
-        values, centroids = np.rint(values), np.rint(centroids)
-    elif nasty == "outlier":
-        centroids[0] *= 1e4
-        values[0] *= np.float32(1e4)
-    elif nasty == "far":
-        values, centroids = values + np.float32(100), centroids + np.float32(100)
-    elif nasty == "lengths":
-        values *= (10.0 ** rng.integers(-30, 6, size=(num_rows, 1))).astype(np.float32)
-    elif nasty in ("small", "large"):
-        factor = np.float32(1e-10 if nasty == "small" else 1e10)
-        values, centroids = values * factor, centroids * factor
-    elif nasty == "same":
-        centroids = np.repeat(centroids[:2], num_centroids // 2, axis=0)
-    return values, centroids
+def _problem(num_rows: int, num_centroids: int, dim: int, kind: str = "none") -> tuple[np.ndarray, np.ndarray]:
+    return problem(np.random.default_rng(num_rows + dim), num_rows, num_centroids, dim, kind)
 
 
 def _labels(values: np.ndarray, target: Target) -> np.ndarray:
@@ -70,19 +43,19 @@ def test_labels_are_those_of_float64(shape: tuple[int, int, int]) -> None:
     values, centroids = _problem(*shape)
     target = prepare(centroids)
     assert gpu_search.can_search(target, WHERE) == (len(centroids) > 1)  # one is its own mean, too short to be rounded
-    assert np.array_equal(_labels(values, target), _naive(values, centroids))
+    assert np.array_equal(_labels(values, target), naive(values, centroids))
 
 
-@pytest.mark.parametrize("nasty", NASTY)
+@pytest.mark.parametrize("nasty", KINDS)
 def test_nasty_rows_and_centroids(nasty: str) -> None:
     values, centroids = _problem(140, 600 if nasty == "same" else 70, 24, nasty)
     target = prepare(centroids)
     assert gpu_search.can_search(target, WHERE)
-    assert np.array_equal(_labels(values, target), _naive(values, centroids))
+    assert np.array_equal(_labels(values, target), naive(values, centroids))
 
 
 def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
-    for nasty, few in ("", True), ("same", False):
+    for nasty, few in ("none", True), ("same", False):
         values, centroids = _problem(140, 600, 24, nasty)
         target, rows = prepare(centroids), torch.tensor(values - centroids.mean(axis=0), device=WHERE)
         held = gpu_search._hold(target, WHERE)
@@ -94,7 +67,7 @@ def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
 
 def test_rows_in_any_layout() -> None:
     values, centroids = _problem(128, 70, 32)
-    assert np.array_equal(_labels(np.asfortranarray(values), prepare(centroids)), _naive(values, centroids))
+    assert np.array_equal(_labels(np.asfortranarray(values), prepare(centroids)), naive(values, centroids))
 
 
 def test_rows_whose_squares_leave_float32() -> None:
@@ -107,7 +80,7 @@ def test_rows_whose_squares_leave_float32() -> None:
 def test_pairs_are_gathered_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_search, "_GATHERED_VALUES", 1000)
     values, centroids = _problem(30, 70, 24)
-    assert np.array_equal(_labels(values, prepare(centroids)), _naive(values, centroids))
+    assert np.array_equal(_labels(values, prepare(centroids)), naive(values, centroids))
 
 
 @pytest.mark.parametrize("programs", [1, 1024])

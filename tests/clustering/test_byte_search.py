@@ -10,45 +10,22 @@ from hypothesis import strategies as st
 
 from raycluster.clustering.byte_search import byte_search, can_search
 from raycluster.clustering.target import prepare, round_rows
+from tests.clustering.nasty import KINDS, naive, problem
 
-NASTY = ["none", "copies", "near", "constant", "whole", "outlier", "far", "lengths"]
 pytestmark = pytest.mark.skipif(
     not can_search(prepare(np.eye(2, dtype=np.float32))), reason="needs a processor with VNNI"
 )
 
 
-def _naive(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    apart = values.astype(np.float64)[:, None] - centroids.astype(np.float64)[None]
-    labels: np.ndarray = np.square(apart).sum(axis=2).argmin(axis=1)
-    return labels
-
-
 @settings(max_examples=150)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(NASTY), st.integers(1, 300), st.integers(1, 150), st.integers(1, 40))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS), st.integers(1, 300), st.integers(1, 150), st.integers(1, 40))
 def test_labels_are_those_of_float64(seed: int, nasty: str, num_rows: int, num_centroids: int, dim: int) -> None:
-    rng = np.random.default_rng(seed)
-    values = rng.standard_normal((num_rows, dim)).astype(np.float32)
-    centroids = rng.standard_normal((num_centroids, dim)).astype(np.float32)
-    if nasty == "copies":
-        centroids = values[rng.integers(num_rows, size=num_centroids)]
-    elif nasty == "near":
-        centroids = (values[:1] + 1e-6 * centroids).astype(np.float32)
-    elif nasty == "constant":
-        values[:, 0] = centroids[:, 0] = 1e3
-    elif nasty == "whole":
-        values, centroids = np.rint(values), np.rint(centroids)
-    elif nasty == "outlier":
-        centroids[0] *= 1e4
-        values[0] *= np.float32(1e4)
-    elif nasty == "far":
-        values, centroids = values + np.float32(100), centroids + np.float32(100)
-    elif nasty == "lengths":
-        values *= (10.0 ** rng.integers(-30, 6, size=(num_rows, 1))).astype(np.float32)
+    values, centroids = problem(np.random.default_rng(seed), num_rows, num_centroids, dim, nasty)
     target = prepare(centroids)
     if can_search(target):
         search, size = byte_search(target)
         found = [search(values[start : start + size]) for start in range(0, num_rows, size)]
-        assert np.array_equal(np.concatenate(found), _naive(values, centroids))
+        assert np.array_equal(np.concatenate(found), naive(values, centroids))
 
 
 def test_the_rounding_error_is_what_it_is_said_to_be() -> None:

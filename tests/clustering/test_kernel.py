@@ -16,6 +16,7 @@ from raycluster.clustering.nearest import assign, choose, nearest
 from raycluster.clustering.target import prepare
 from raycluster.features import LocalFeatures
 from raycluster.types import Block
+from tests.clustering.nasty import KINDS, naive, problem
 
 SUPPORT = kernel.support()
 pytestmark = pytest.mark.skipif(SUPPORT is None, reason="needs a C compiler")
@@ -28,20 +29,13 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return int(request.param)
 
 
-def _naive(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    labels: np.ndarray = (
-        np.square(values.astype(np.float64)[:, None] - centroids[None].astype(np.float64)).sum(2).argmin(1)
-    )
-    return labels
-
-
 @pytest.mark.parametrize("dim", [1, 3, 16, 31, 70, 257])
 @pytest.mark.parametrize("num_centroids", [1, 2, 63, 64, 65, 200])
 def test_labels_are_those_of_float64(processor: int, dim: int, num_centroids: int) -> None:
     rng = np.random.default_rng(dim * num_centroids)
     values = rng.standard_normal((120, dim)).astype(np.float32)
     centroids = (values[rng.integers(120, size=num_centroids)] * 0.7).astype(np.float32)
-    wanted = _naive(values, centroids)
+    wanted = naive(values, centroids)
     target = prepare(centroids)
     assert np.array_equal(assign(values, target, "int8"), wanted)
     for hint in (wanted, np.full(120, -1), rng.integers(-5, num_centroids + 5, 120)):
@@ -54,27 +48,13 @@ def test_nasty_rows_and_centroids(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     num_rows, num_centroids, dim = (data.draw(st.integers(1, most)) for most in (40, 150, 40))
-    sizes = 10.0 ** rng.integers(-4, 5, size=(num_rows, 1)) if data.draw(st.booleans()) else 1.0
-    values = (rng.standard_normal((num_rows, dim)) * sizes).astype(np.float32)
-    centroids = rng.standard_normal((num_centroids, dim)).astype(np.float32)
-    nasty = data.draw(st.sampled_from(["none", "copies", "near", "constant", "whole", "outlier", "far"]))
-    if nasty == "copies":
-        centroids = values[rng.integers(num_rows, size=num_centroids)]
-    elif nasty == "near":
-        centroids = (values[:1] + 1e-6 * centroids).astype(np.float32)
-    elif nasty == "constant":
-        values[:, 0] = centroids[:, 0] = 1e3
-    elif nasty == "whole":
-        values, centroids = np.rint(values), np.rint(centroids)
-    elif nasty == "outlier":
-        centroids[0] *= 1e4
-        values[0] *= np.float32(1e4)
-    elif nasty == "far":
-        values, centroids = values + np.float32(100), centroids + np.float32(100)
+    values, centroids = problem(rng, num_rows, num_centroids, dim, data.draw(st.sampled_from(KINDS)))
+    if data.draw(st.booleans()):
+        values *= (10.0 ** rng.integers(-4, 5, size=(num_rows, 1))).astype(np.float32)
     target = prepare(centroids)
     labels = assign(values, target, "int8")
     assert np.array_equal(labels, assign(values, target, "torch"))
-    assert np.array_equal(labels, _naive(values, centroids))
+    assert np.array_equal(labels, naive(values, centroids))
 
 
 def test_more_candidates_than_there_is_room_for(processor: int) -> None:
@@ -82,7 +62,7 @@ def test_more_candidates_than_there_is_room_for(processor: int) -> None:
     centroids = (1 + 1e-4 * rng.standard_normal((300, 8))).astype(np.float32)
     centroids[0] = -1
     values = (1 + 1e-4 * rng.standard_normal((100, 8))).astype(np.float32)
-    assert np.array_equal(assign(values, prepare(centroids), "int8"), _naive(values, centroids))
+    assert np.array_equal(assign(values, prepare(centroids), "int8"), naive(values, centroids))
 
 
 @pytest.mark.parametrize("factor", [1e-38, 1e-20, 1e20, 1e37])
@@ -90,7 +70,7 @@ def test_values_that_8_bits_do_not_cover(processor: int, factor: float) -> None:
     rng = np.random.default_rng(0)
     values, centroids = (rng.standard_normal((size, 5)).astype(np.float32) * np.float32(factor) for size in (50, 9))
     with np.errstate(over="ignore"):
-        assert np.array_equal(nearest(values, centroids, engine="int8")[0], _naive(values, centroids))
+        assert np.array_equal(nearest(values, centroids, engine="int8")[0], naive(values, centroids))
 
 
 def test_sums_and_inertia_are_those_of_numpy(processor: int) -> None:
@@ -114,7 +94,7 @@ def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(
         with caplog.at_level(logging.WARNING):
             assert choose("auto") == choose("int8") == "torch"
             values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
-            assert np.array_equal(assign(values, prepare(values[:5]), "int8"), _naive(values, values[:5]))
+            assert np.array_equal(assign(values, prepare(values[:5]), "int8"), naive(values, values[:5]))
         assert len(caplog.records) == 1 and "no C compiler found" in caplog.text
     finally:
         monkeypatch.undo()
