@@ -50,6 +50,7 @@ def test_second_job_is_refused_until_the_first_dies(tmp_path: Path, holder: subp
     with pytest.raises(UserError, match=rf"in use since .* by process {holder.pid} on .*choose another run\.dir"):
         held(str(tmp_path), lost=never).__enter__()
     os.kill(holder.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     with held(str(tmp_path), lost=never, say=never):  # not reaped yet: a zombie is dead
         found = read_lease(str(tmp_path))
         assert found is not None and found.pid == os.getpid()
