@@ -41,7 +41,7 @@ class Crew:
         return bool(bare)
 
     def shrink(self, appoint: Callable[[list[ActorHandle]], bool]) -> None:
-        """End actors that share a node or whose node goes, if `appoint` can make the others the pool before."""
+        """End actors that share a node or whose node goes, once `appoint` has made the others the pool."""
         nodes, places = usable_nodes(), self._places()
         if self._fixed or len(places) < len(self.actors):
             return

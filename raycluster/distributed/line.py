@@ -61,7 +61,10 @@ class Line:
         return self._let_go == ready
 
     def appoint(self, actors: bytes, unless_in_use: bool = False) -> bool:
-        """From now on these are the pool of features; pickled, for handles import their classes, and these torch."""
+        """From now on these are the pool of features; pickled, for handles import their classes, and these torch.
+
+        unless_in_use: not while workers fill the pool they asked for, or work with what it holds. Returns whether.
+        """
         if unless_in_use and self._in_use:
             return False
         self._crews.append(actors)
