@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.decision import decide, product_error
-from raycluster.clustering.searches import Search, float_search, in_tiles
+from raycluster.clustering.decision import decide
+from raycluster.clustering.searches import Search, float_search, in_tiles, slacks
 from raycluster.clustering.target import ROUNDING, Rounded, Target, round_rows
 from raycluster.features import device
 
@@ -112,11 +112,6 @@ def label(
     return in_tiles(tile, *float_search(target)) if pairs is None else _settle(tile, pairs, target)
 
 
-def slacks(rounded: Rounded, target: Target) -> torch.Tensor:
-    """How far two float32 scores of each row may be off together, (n,)."""
-    return product_error(rounded.values.shape[1]) * target.reach * (rounded.norms + target.reach / 2)
-
-
 def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
     """Upper ends of the scores of all centroids, (n, K padded)."""
     centroids, num_rows, num_centroids = target.rounded, len(rounded.scales), len(target.offsets)
@@ -137,7 +132,7 @@ def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
 
 def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target) -> Pairs | None:
     """The centroids that may be nearest by their float32 scores; None if they are very many."""
-    tops, slack = _upper_ends(rounded, target), slacks(rounded, target)
+    tops, slack = _upper_ends(rounded, target), slacks(rounded.norms, target)
     groups, everyone = tops.shape[1] // GROUP, torch.arange(len(rows))
     highest = tops.view(len(rows), GROUP, groups).amax(dim=1)
     group = highest.argmax(dim=1)

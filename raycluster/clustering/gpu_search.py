@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from raycluster.clustering.byte_search import GROUP, Pairs, label, slacks, within_bounds
-from raycluster.clustering.searches import Search, float_search
+from raycluster.clustering.byte_search import GROUP, Pairs, label, within_bounds
+from raycluster.clustering.searches import Search, float_search, slacks
 from raycluster.clustering.target import Rounded, Target, prepare, round_rows
 
 _TILE_ROWS = 1 << 16
@@ -97,7 +97,7 @@ def _candidates(held: _Held, rows: torch.Tensor, rounded: Rounded, target: Targe
     from raycluster.clustering.gpu_kernel import highest, pack_rows
 
     tops = highest(pack_rows(rounded), held.packed)[: len(rows), : len(held.members)]
-    slack, likely = slacks(rounded, target), tops.argmax(dim=1)
+    slack, likely = slacks(rounded.norms, target), tops.argmax(dim=1)
     first = _scores(rows, torch.arange(len(rows), device=rows.device), likely, held)
     reached = tops >= (first.amax(dim=1) - 2.5 * slack)[:, None]
     if int(reached.sum()) > _SURVIVORS * len(rows):

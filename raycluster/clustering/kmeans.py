@@ -217,7 +217,7 @@ def _task(
 def _moved(state: State) -> NDArray[np.int64] | None:
     """The centroids that the last step moved, if few; velocity does not show those that it gave to empty clusters."""
     known = state.iteration and state.sizes.all()
-    return late.few((state.velocity != 0).any(axis=1)) if known else None
+    return late.few(np.asarray(state.velocity.any(axis=1))) if known else None
 
 
 def _sums(descent: _Descent, function: Callable[..., Sums], task: _Task, span: slice) -> ClusterSums:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.decision import decide, product_error
+from raycluster.clustering.decision import decide
 from raycluster.clustering.nearest import Engine, assign
+from raycluster.clustering.searches import slacks
 from raycluster.clustering.target import Target
 
 _SPARED = 1024  # centroids that a row need not look at, for which the comparison with its own pays
@@ -49,10 +50,10 @@ def _nearer(values: NDArray[np.floating], pairs: NDArray[np.int64], target: Targ
     centroids, columns = torch.from_numpy(target.centroids), torch.from_numpy(pairs)
     centred = centroids[columns].sub_(torch.from_numpy(target.centre))
     scores = centred.mul_(rows[:, None]).sum(dim=2).add_(target.offsets[columns])
-    slack = product_error(rows.shape[1]) * target.reach * (torch.linalg.vector_norm(rows, dim=1) + target.reach / 2)
+    slack = slacks(torch.linalg.vector_norm(rows, dim=1), target)
     lead = scores[:, 1] - scores[:, 0]
     labels = np.where((lead > 0).numpy(), pairs[:, 1], pairs[:, 0])
-    doubtful = ~(lead.abs() > slack + rows.shape[1] * 2.0**-125).numpy()  # negated, so that NaN counts as too close
+    doubtful = ~(lead.abs() > slack).numpy()  # negated, so that NaN counts as too close
     if doubtful.any():
         places = np.repeat(np.arange(np.count_nonzero(doubtful)), 2)
         labels[doubtful] = decide(values[doubtful], places, pairs[doubtful].ravel(), target.centroids)

@@ -33,6 +33,12 @@ def in_tiles(values: NDArray[np.floating], search: Search, size: int) -> NDArray
     return labels
 
 
+def slacks(norms: torch.Tensor, target: Target) -> torch.Tensor:
+    """How far two float32 scores of a row may be off together. norms: of rows about the centre, any shape."""
+    dim = len(target.centre)
+    return product_error(dim) * target.reach * (norms + target.reach / 2) + dim * 2.0**-125
+
+
 def float_search(target: Target) -> tuple[Search, int]:
     """A search by product scores x.c - |c|^2 / 2, and the number of rows it wants at a time."""
     where = device()
@@ -44,8 +50,7 @@ def float_search(target: Target) -> tuple[Search, int]:
         best, labels = _argmax(scores)
         scores.scatter_(1, labels, -torch.inf)
         second = scores.amax(dim=1, keepdim=True)
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        slack = product_error(tile.shape[1]) * target.reach * (norm + target.reach / 2) + tile.shape[1] * 2.0**-125
+        slack = slacks(torch.linalg.vector_norm(rows, dim=1, keepdim=True), target)
         # Negated, so that what overflowed to NaN counts as too close; likewise the candidates.
         doubtful = (~(best - second > slack))[:, 0]
         result: NDArray[np.int64] = labels[:, 0].cpu().numpy()
