@@ -21,7 +21,7 @@ from importlib import import_module
 
 import yaml
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 
 
 def main(name: str, *settings: str) -> None:

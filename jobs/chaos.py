@@ -11,8 +11,9 @@ stay that did not end as it should. The exit code is 1 if any did not.
 import sys
 from pathlib import Path
 
-from raycluster.command import run_command
-from raycluster.distributed.chaos import HEADER, chaos, row
+from chaos.rig import HEADER, chaos, row
+
+from raycluster.cli import run_command
 
 
 def main(*words: str) -> None:

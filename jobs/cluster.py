@@ -8,9 +8,9 @@ same command goes on after an interruption. actors: that share rows and work on 
 result; without them, the rows stay in this process.
 """
 
-from raycluster.cluster_files import ClusterSettings, cluster
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.config import load
+from raycluster.distributed.cluster_files import ClusterSettings, cluster
 
 
 def main(*settings: str) -> None:

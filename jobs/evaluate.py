@@ -6,7 +6,7 @@ RUN is a run directory or URI. The settings are the run's own, changed by the ov
 every layer.
 """
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.distributed.evaluate import evaluate_run
 
 

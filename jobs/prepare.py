@@ -5,7 +5,7 @@
 Then pre-train with data.uri=DIR. Broken pictures are left out and named in DIR/skipped.jsonl.
 """
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.config import load
 from raycluster.distributed.prepare import PrepareSettings, prepare
 

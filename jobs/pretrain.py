@@ -7,10 +7,10 @@ The same command goes on after an interruption. With `ray job submit --working-d
 runs on a cluster.
 """
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.config import load
-from raycluster.distributed.trainer import fit
-from raycluster.run import Config
+from raycluster.distributed.train.trainer import fit
+from raycluster.run.state import Config
 
 
 def main(config: str, *overrides: str) -> None:

@@ -7,9 +7,9 @@ RUN is a run directory or URI; price is that of a worker-hour. Says so when a ru
 
 import time
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.config import load, settings
-from raycluster.overview import overview
+from raycluster.monitoring.summary import overview
 
 
 @settings

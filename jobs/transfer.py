@@ -8,9 +8,9 @@ takes that network with its defaults. training.rotation adds a head that tells h
 same command goes on after an interruption.
 """
 
-from raycluster.command import run_command
-from raycluster.distributed.trainer import fit
-from raycluster.transfer import transfer_config
+from raycluster.cli import run_command
+from raycluster.distributed.train.trainer import fit
+from raycluster.run.label_transfer import transfer_config
 
 
 def main(*words: str) -> None:

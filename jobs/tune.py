@@ -8,10 +8,10 @@ RUN/sweep.html, RUN/best.yaml and a run directory per trial, where RUN is run.di
 interruption.
 """
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.config import load
 from raycluster.distributed.tune import tune
-from raycluster.sweep.settings import SweepConfig
+from raycluster.sweep.config import SweepConfig
 
 
 def main(config: str, *overrides: str) -> None:

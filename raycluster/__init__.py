@@ -12,14 +12,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Found when first used: tasks that only decode images must not import torch.
 _PUBLIC = {
-    "fit": "raycluster.distributed.trainer",
-    "kmeans": "raycluster.cluster",
-    "kmeans_tree": "raycluster.cluster",
-    "knn": "raycluster.cluster",
+    "fit": "raycluster.distributed.train.trainer",
+    "kmeans": "raycluster.api",
+    "kmeans_tree": "raycluster.api",
+    "knn": "raycluster.api",
     "load_backbone": "raycluster.models.export",
-    "load_kmeans": "raycluster.clustering.result",
-    "sinkhorn": "raycluster.cluster",
-    "whiten": "raycluster.cluster",
+    "load_kmeans": "raycluster.clustering.kmeans.result",
+    "sinkhorn": "raycluster.api",
+    "whiten": "raycluster.api",
 }
 
 __all__ = ["fit", "kmeans", "kmeans_tree", "knn", "load_backbone", "load_kmeans", "sinkhorn", "whiten"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.chronicle import Chronicle, StatusKeeper
 from raycluster.events import Event, Finished, Lost, Noted, Processes, Progress, Round, Saved, Started
-from raycluster.status import Status, read_status, this_process, write_status
+from raycluster.monitoring.status import Status, read_status, this_process, write_status
+from raycluster.monitoring.tracker import Chronicle, StatusKeeper
 from raycluster.types import Stopped
 
 ROUNDS = [(0, 100), (100, 200)]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import raycluster
-from raycluster import cluster_files
-from raycluster.cluster_files import ClusterSettings, cluster
+from raycluster.distributed import cluster_files
+from raycluster.distributed.cluster_files import ClusterSettings, cluster
 from raycluster.types import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.types import Stopped, UserError
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from raycluster.config import dump, load, parse
-from raycluster.run import Config
+from raycluster.run.state import Config
 
 ROOT = Path(__file__).parent.parent
 RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name not in ("search", "cluster")]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.decisions import (
+from raycluster.run.policy import (
     Claim,
     Failure,
     Sight,

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from raycluster.data.load import load_chunk
-from raycluster.data.plan import shard_chunks
+from raycluster.data.epoch_plan import shard_chunks
+from raycluster.data.loader import load_chunk
 from raycluster.data.transforms import View
-from raycluster.extraction import Descriptor, Pictures, extract
+from raycluster.features.extraction import Descriptor, Pictures, extract
 from raycluster.models.smallnet import Model
-from raycluster.run import Config, start
+from raycluster.run.state import Config, start
+from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import Block
-from raycluster.workers import LocalWorkers
 
 VIEW = View(size=16, crop_scale=(0.4, 1.0))
 

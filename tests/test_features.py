@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raycluster.features import LocalFeatures, check_labelled, extent
+from raycluster.features.matrix import LocalFeatures, check_labelled, extent
 from raycluster.types import Block, UserError
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.checkpoint import list_checkpoints
-from raycluster.command import run_command
+from raycluster.cli import run_command
 from raycluster.config import load
-from raycluster.pretrain import pretrain
-from raycluster.run import Config
-from raycluster.workers import LocalWorkers
+from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.runtime.workers import LocalWorkers
 
 ROOT = Path(__file__).parent.parent
 Outcome = tuple[int, str, str]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import decisions, lease
-from raycluster.lease import Lease, held, lease_uri, read_lease
+from raycluster.run import lease, policy
+from raycluster.run.lease import Lease, held, lease_uri, read_lease
 from raycluster.types import UserError
 
 HOLDER = """
@@ -68,7 +68,7 @@ def test_number_of_a_dead_process_may_be_taken_by_another(tmp_path: Path) -> Non
 
 
 def test_job_on_another_machine_is_waited_for_then_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "LEASE_EXPIRY_SECONDS", 0.3)
+    monkeypatch.setattr(policy, "LEASE_EXPIRY_SECONDS", 0.3)
     monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
     elsewhere(tmp_path)
     said: list[str] = []

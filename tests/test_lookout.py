@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import pytest
 
-from raycluster.checkpoint import list_checkpoints
 from raycluster.events import Event, Lost, Noted, Progress, Saved
-from raycluster.pretrain import pretrain
-from raycluster.run import Config
+from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.runtime.workers import Coming, LocalWorkers
 from raycluster.types import Block, ChunkFailed, Stopped, UserError
-from raycluster.workers import Coming, LocalWorkers
 
 Tiny = Callable[..., Config]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raycluster.metrics import balance, changed_share, loss_over_chance
+from raycluster.evaluation.metrics.balance import balance, changed_share, loss_over_chance
 
 
 def test_equal_sizes_have_full_entropy() -> None:

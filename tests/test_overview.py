@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raycluster.overview import duration, overview
-from raycluster.status import Loss, Status, write_status
+from raycluster.monitoring.status import Loss, Status, write_status
+from raycluster.monitoring.summary import duration, overview
 from raycluster.types import UserError
 
 NOW = 2_000_000_000.0

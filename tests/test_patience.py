@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import decisions, storage
-from raycluster.patience import patient
+from raycluster.io import storage
+from raycluster.io.retry import patient
+from raycluster.run import policy
 from raycluster.types import UserError
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(policy, "FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(storage, "_PAUSES_SECONDS", ())
 
 

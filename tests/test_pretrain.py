@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import raycluster
-from raycluster.checkpoint import list_checkpoints, load_newest
 from raycluster.config import load
 from raycluster.events import Finished, Progress, Round
-from raycluster.pretrain import pretrain
-from raycluster.run import Config, begin, start
+from raycluster.run.checkpoint import list_checkpoints, load_newest
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config, begin, start
+from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import Stopped, UserError
-from raycluster.workers import LocalWorkers
 
 Tiny = Callable[..., Config]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raycluster import storage
+from raycluster.io import storage
 from raycluster.types import UserError
 
 

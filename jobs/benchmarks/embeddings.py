@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from raycluster import storage
 from raycluster.clustering.whitening import whiten
-from raycluster.features import LocalFeatures
+from raycluster.features.matrix import LocalFeatures
+from raycluster.io import storage
 from raycluster.models.backbone import Backbone
 from raycluster.models.heads import Heads
 from raycluster.models.smallnet import Model
+from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.settings import TrainingSettings
 from raycluster.training.step import Microbatch, Network, Step
 from raycluster.types import Block
 

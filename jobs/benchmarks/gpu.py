@@ -11,9 +11,9 @@ import torch
 from benchmarks.units import DIM, seconds
 from numpy.typing import NDArray
 
-from raycluster.clustering import gpu_search
-from raycluster.clustering.searches import in_tiles
-from raycluster.clustering.target import Target, prepare, round_rows
+from raycluster.clustering.search import int8_cuda
+from raycluster.clustering.search.centroids import Target, prepare, round_rows
+from raycluster.clustering.search.float32 import in_tiles
 from raycluster.types import UserError
 
 _PLAIN_SCORES = 1 << 28
@@ -48,8 +48,8 @@ def passes(values: torch.Tensor, num_clusters: int) -> Iterator[tuple[str, float
     where, host = values.device, values.cpu().numpy()
     target = prepare(host[np.random.default_rng(1).choice(len(host), num_clusters, replace=False)])
     ways: dict[str, Callable[[], Any]] = {"float32": lambda: _plain(values, target)}
-    if gpu_search.can_search(target, where):
-        ways["raycluster"] = lambda: in_tiles(host, *gpu_search.gpu_search(target, where))
+    if int8_cuda.can_search(target, where):
+        ways["raycluster"] = lambda: in_tiles(host, *int8_cuda.gpu_search(target, where))
     if find_spec("fastkmeans"):
         ways["fastkmeans"] = lambda: _fastkmeans(host, target, where)
     wanted = _plain(values, target)
@@ -83,9 +83,9 @@ def _plain(values: torch.Tensor, target: Target) -> Any:
 
 
 def _products(values: torch.Tensor, target: Target) -> None:
-    from raycluster.clustering.gpu_kernel import highest, pack_rows
+    from raycluster.clustering.search.triton_kernel import highest, pack_rows
 
-    held, (_, size) = target.held[values.device], gpu_search.gpu_search(target, values.device)
+    held, (_, size) = target.held[values.device], int8_cuda.gpu_search(target, values.device)
     for part in values.split(size):
         found = highest(pack_rows(round_rows(part - held.centre)), held.packed)
     float(found[0, 0])  # waits

@@ -19,16 +19,16 @@ from benchmarks.units import photograph
 from numpy.typing import NDArray
 
 from raycluster.config import parse
-from raycluster.data.load import rows_within
-from raycluster.data.plan import pieces, steps
+from raycluster.data.epoch_plan import pieces, steps
+from raycluster.data.loader import rows_within
 from raycluster.data.transforms import View
 from raycluster.distributed import ingest
 from raycluster.distributed.session import ray_session
 from raycluster.events import Round
-from raycluster.pretrain import CHUNK_BYTES, pretrain
-from raycluster.run import Config, RunSettings
+from raycluster.run.loop import CHUNK_BYTES, pretrain
+from raycluster.run.state import Config, RunSettings
+from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import Chunk, ImageBlock
-from raycluster.workers import LocalWorkers
 
 _RUN = """
 data: {uri: digits}

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from raycluster.data.load import load_chunk
+from raycluster.data.epoch_plan import plan_epoch
+from raycluster.data.loader import load_chunk
 from raycluster.data.manifest import DataSettings, Manifest, build_manifest, write_manifest
-from raycluster.data.plan import plan_epoch
 from raycluster.data.transforms import View
 from raycluster.distributed.ingest import stream
 from raycluster.distributed.session import ray_session

@@ -15,11 +15,12 @@ from benchmarks import contenders
 from benchmarks.contenders import ENTRIES, installed
 from numpy.typing import NDArray
 
-from raycluster import kmeans, storage
-from raycluster.clustering import kernel
-from raycluster.clustering.kmeans import Progress, State
-from raycluster.clustering.nearest import nearest
-from raycluster.embeddings import as_features
+from raycluster import kmeans
+from raycluster.clustering.kmeans.lloyd import Progress, State
+from raycluster.clustering.search import int8_cpu
+from raycluster.clustering.search.assign import nearest
+from raycluster.io import storage
+from raycluster.io.embeddings import as_features
 
 _FAISS_STEPS = 20
 _CROSSING = 6  # steps that the last, plain one may be ahead of those with momentum
@@ -124,8 +125,8 @@ def _shown(name: str, result: Result) -> Result:
 
 
 def _instructions() -> str:
-    found = kernel.support()
-    return "none" if found is None else kernel.SUPPORT_NAMES[found]
+    found = int8_cpu.support()
+    return "none" if found is None else int8_cpu.SUPPORT_NAMES[found]
 
 
 def _load(uri: str, rows: int) -> NDArray[np.float32]:

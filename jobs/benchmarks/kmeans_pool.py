@@ -12,10 +12,10 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.kmeans import Progress, kmeans
-from raycluster.distributed.cluster import pooled
-from raycluster.embeddings import as_features
-from raycluster.features import Features
+from raycluster.clustering.kmeans.lloyd import Progress, kmeans
+from raycluster.distributed.features.dataset import pooled
+from raycluster.features.matrix import Features
+from raycluster.io.embeddings import as_features
 
 _STEPS = 8
 

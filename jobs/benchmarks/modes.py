@@ -9,9 +9,9 @@ import torch
 
 from raycluster.models.heads import Heads
 from raycluster.models.smallnet import Model
+from raycluster.training.config import TrainingSettings
+from raycluster.training.determinism import prepare_process
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.process import prepare_process
-from raycluster.training.settings import TrainingSettings
 from raycluster.training.step import Microbatch, Network, Step
 
 

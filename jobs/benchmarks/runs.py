@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raycluster import storage
 from raycluster.config import load
-from raycluster.evaluate import Evaluation
+from raycluster.evaluation.runner import Evaluation
 from raycluster.events import Finished, Round
+from raycluster.io import storage
 from raycluster.models.export import load_backbone
-from raycluster.pretrain import pretrain
-from raycluster.run import Config, fresh_network
-from raycluster.rundir import open_pictures
-from raycluster.training.process import prepare_process
-from raycluster.workers import LocalWorkers
+from raycluster.run.directory import open_pictures
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config, fresh_network
+from raycluster.runtime.workers import LocalWorkers
+from raycluster.training.determinism import prepare_process
 
 Figures = dict[str, float]
 Keep = Callable[[NDArray], NDArray]

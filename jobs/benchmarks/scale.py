@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.units import DIM, Units, head, kmeans_step, measure, pool, seconds
 
-from raycluster.clustering.sinkhorn import sinkhorn
+from raycluster.clustering.sinkhorn.api import sinkhorn
 from raycluster.clustering.whitening import whiten
-from raycluster.distributed.pool import PooledFeatures
+from raycluster.distributed.features.feature_pool import PooledFeatures
 from raycluster.distributed.session import ray_session
 
 _FAN_IN = 4

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raycluster import storage
-from raycluster.clustering.sinkhorn import sinkhorn
-from raycluster.clustering.sinkhorn_candidates import Place, pack
-from raycluster.clustering.sinkhorn_kernel import candidates, support
-from raycluster.embeddings import as_features
-from raycluster.features import LocalFeatures
+from raycluster.clustering.sinkhorn.api import sinkhorn
+from raycluster.clustering.sinkhorn.native import candidates, support
+from raycluster.clustering.sinkhorn.sparse import Place, pack
+from raycluster.features.matrix import LocalFeatures
+from raycluster.io import storage
+from raycluster.io.embeddings import as_features
 
 _SHARPNESS = 25.0
 _ROWS = 2048

@@ -22,24 +22,24 @@ from PIL import Image
 from ray.data import DataContext
 from sklearn.metrics import normalized_mutual_info_score
 
-from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.sinkhorn import sinkhorn
-from raycluster.clustering.sums import ClusterSums, means, merge
-from raycluster.clustering.target import prepare
+from raycluster.clustering.fixed_point import ClusterSums, means, merge
+from raycluster.clustering.kmeans.lloyd import kmeans
+from raycluster.clustering.search.centroids import prepare
+from raycluster.clustering.sinkhorn.api import sinkhorn
 from raycluster.clustering.whitening import whiten
-from raycluster.data.load import load_chunk
+from raycluster.data.epoch_plan import plan_epoch, shard_chunks
+from raycluster.data.loader import load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
-from raycluster.data.plan import plan_epoch, shard_chunks
 from raycluster.data.transforms import View
-from raycluster.distributed import stealing
-from raycluster.distributed.cluster import pooled
+from raycluster.distributed.features import work_stealing
+from raycluster.distributed.features.dataset import pooled
 from raycluster.distributed.ingest import quiet_context
-from raycluster.extraction import Descriptor
-from raycluster.features import Features, LocalFeatures
+from raycluster.features.extraction import Descriptor
+from raycluster.features.matrix import Features, LocalFeatures
 from raycluster.models.heads import Heads
-from raycluster.rundir import write_assignments
+from raycluster.run.directory import write_assignments
+from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.settings import TrainingSettings
 from raycluster.training.step import Microbatch, Network, Step
 from raycluster.types import Block
 
@@ -270,7 +270,7 @@ def _messages(size: int = 50_000_000, asked: int = 64) -> tuple[float, float, fl
     def ask(count: int) -> float:
         some = [actors[place % len(actors)] for place in range(count)]
         shards = [list(range(4 * place, 4 * place + 4)) for place in range(count)]
-        return seconds(lambda: ray.get(stealing.fold(some, "", shards, ray.put(()))), repeats=10)
+        return seconds(lambda: ray.get(work_stealing.fold(some, "", shards, ray.put(()))), repeats=10)
 
     further = (ask(asked) - ask(1)) / (asked - 1)
     with pool(8, 2) as features:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from raycluster.features import Extent, Features, device, extent
+from raycluster.features.matrix import Extent, Features, device, extent
 from raycluster.types import Block, UserError
 
 # 20 bits and a sign-free centre: |q| <= 2^19, so 2^14 products of 38 bits fit the 53 bits of a float64.

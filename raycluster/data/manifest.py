@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster import storage
 from raycluster.config import settings
 from raycluster.data import sources
+from raycluster.io import storage
 from raycluster.types import UserError
 
 Shard = tuple[int, int]

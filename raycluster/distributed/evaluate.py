@@ -12,21 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raycluster import storage
 from raycluster.config import parse
+from raycluster.config.registry import did_you_mean
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.pool import Pool, start_pool
+from raycluster.distributed.features.feature_pool import Pool, start_pool
 from raycluster.distributed.session import ray_session
 from raycluster.distributed.workers import RayWorkers
-from raycluster.evaluate import Evaluation
-from raycluster.evaluation import agreement
-from raycluster.extraction import Pictures
+from raycluster.evaluation.metrics import agreement
+from raycluster.evaluation.runner import Evaluation
+from raycluster.features.extraction import Pictures
+from raycluster.io import storage
 from raycluster.models.backbone import Backbone
 from raycluster.models.export import load_backbone
-from raycluster.naming import did_you_mean
-from raycluster.report import agreement_table, table
-from raycluster.run import Config
-from raycluster.rundir import open_pictures
+from raycluster.monitoring.console import agreement_table, table
+from raycluster.run.directory import open_pictures
+from raycluster.run.state import Config
 from raycluster.types import UserError
 
 

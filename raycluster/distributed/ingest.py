@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ray.data import DataContext
 
 from raycluster.distributed.errors import user_errors
-from raycluster.patience import patient
+from raycluster.io.retry import patient
 from raycluster.types import Chunk, ImageBlock, Loader
 
 BLOCK_BYTES = 4 * 2**20  # small blocks keep both cores busy and the first batch early (half a second instead of one)

@@ -11,13 +11,13 @@ from pydantic import Field
 from ray.data import DataContext
 from tqdm import tqdm
 
-from raycluster import storage
 from raycluster.config import settings
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
-from raycluster.data.prepare import prepare_shard
+from raycluster.data.resize import prepare_shard
 from raycluster.distributed.errors import user_errors
 from raycluster.distributed.ingest import quiet_context
 from raycluster.distributed.session import ray_session
+from raycluster.io import storage
 from raycluster.types import UserError
 
 

@@ -18,24 +18,24 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from raycluster import storage
-from raycluster.checkpoint import list_checkpoints
 from raycluster.config import parse
 from raycluster.data.manifest import DataSettings
 from raycluster.distributed.errors import user_errors
+from raycluster.distributed.features.trial_cache import SharedPictures, SharingWorkers, start_shelf
 from raycluster.distributed.session import TRAIN_SLOT, ray_session, request_stop
-from raycluster.distributed.shared import SharedPictures, SharingWorkers, start_shelf
-from raycluster.distributed.trainer import fit
+from raycluster.distributed.train.trainer import fit
 from raycluster.events import Event, Round
-from raycluster.pretrain import pretrain
-from raycluster.report import Watcher
-from raycluster.run import Config, Elastic
+from raycluster.io import storage
+from raycluster.monitoring.console import Watcher
+from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config, Elastic
+from raycluster.sweep.config import SweepConfig
+from raycluster.sweep.open import open_sweep
 from raycluster.sweep.outputs import summary, trial_line, write_outputs
 from raycluster.sweep.plan import Sweep
-from raycluster.sweep.settings import SweepConfig
-from raycluster.sweep.start import open_sweep
 from raycluster.sweep.trials import ensure_prepared, manifest_uri
-from raycluster.training.process import prepare_process
+from raycluster.training.determinism import prepare_process
 from raycluster.types import Stopped, UserError
 
 HEAD = "node:__internal_head__"  # what every cluster has once and nothing else asks for

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raycluster.distributed.control.channel import SECONDS_BETWEEN_LOOKS, Speaker
+from raycluster.distributed.features.feature_pool import Pool
 from raycluster.distributed.ingest import stream
-from raycluster.distributed.line import SECONDS_BETWEEN_LOOKS, Speaker
-from raycluster.distributed.pool import Pool
 from raycluster.distributed.session import stop_requested
-from raycluster.features import Features, device
+from raycluster.features.matrix import Features, device
+from raycluster.runtime.workers import Coming
 from raycluster.types import Block, Chunk, ImageBlock, Loader
-from raycluster.workers import Coming
 
 SECONDS_WITHOUT_DEADLINE = 120.0  # after a notice that names none; Ray Train waits as long
 

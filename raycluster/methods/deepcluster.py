@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
 from raycluster.data.sampling import once, uniform_over_clusters
-from raycluster.features import Features
+from raycluster.features.matrix import Features
 from raycluster.types import Assignments, Head, Wanted
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.clustering.sinkhorn import Sinkhorn, sinkhorn
+from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
 from raycluster.config import settings
 from raycluster.data.sampling import once
-from raycluster.features import Features
+from raycluster.features.matrix import Features
 from raycluster.types import Assignments, Head, UserError, Wanted
 
 Count = Annotated[int, Field(ge=1)]

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster import storage
 from raycluster.config import settings
 from raycluster.data.sampling import once
-from raycluster.features import Features
+from raycluster.features.matrix import Features
+from raycluster.io import storage
 from raycluster.types import Assignments, Head, UserError
 
 

@@ -10,7 +10,7 @@ from raycluster.config import settings
 from raycluster.models.backbone import Backbone, FlattenTo, conv_bn, initialise
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
-from raycluster.models.sobel import Input
+from raycluster.models.input_layers import Input
 
 _LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raycluster.models.batchnorm import GhostBatchNorm
-from raycluster.models.sobel import Input, front_end
+from raycluster.models.input_layers import Input, front_end
 from raycluster.types import UserError
 
 

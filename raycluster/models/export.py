@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 
-from raycluster import storage
+from raycluster.io import storage
 from raycluster.models.backbone import Backbone
 from raycluster.types import UserError
 

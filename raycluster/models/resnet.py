@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from raycluster.models.backbone import Backbone, GlobalAverage
 from raycluster.models.batchnorm import GhostBatchNorm
-from raycluster.models.sobel import Input
+from raycluster.models.input_layers import Input
 
 Stem = Literal["imagenet", "small"]
 _LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")

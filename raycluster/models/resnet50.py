@@ -6,8 +6,8 @@ from typing import Literal
 
 from raycluster.config import settings
 from raycluster.models.backbone import Backbone, initialise
+from raycluster.models.input_layers import Input
 from raycluster.models.resnet import Bottle, Stem, resnet
-from raycluster.models.sobel import Input
 
 
 @settings

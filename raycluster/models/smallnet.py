@@ -9,7 +9,7 @@ from torch import nn
 
 from raycluster.config import settings
 from raycluster.models.backbone import Backbone, GlobalAverage, conv_bn, initialise
-from raycluster.models.sobel import Input
+from raycluster.models.input_layers import Input
 
 
 @settings

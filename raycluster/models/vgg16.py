@@ -9,7 +9,7 @@ from torch import nn
 from raycluster.config import settings
 from raycluster.models.backbone import Backbone, FlattenTo, conv_bn, initialise
 from raycluster.models.dropout import SeededDropout
-from raycluster.models.sobel import Input
+from raycluster.models.input_layers import Input
 
 _WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 _POOLED_INPUT = (3, 5, 8, 11)  # convolutions that see the maps of the block before, halved

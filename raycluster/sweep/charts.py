@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from raycluster.sweep.scale import Scale, label
+from raycluster.sweep.axes import Scale, label
 
 Point = tuple[float, float]
 _ROW = 18  # height of a bar with its gap

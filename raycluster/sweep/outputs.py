@@ -7,9 +7,9 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from raycluster import storage
-from raycluster.mistakes import shown
-from raycluster.report import grid
+from raycluster.config.errors import shown
+from raycluster.io import storage
+from raycluster.monitoring.console import grid
 from raycluster.sweep.page import page
 from raycluster.sweep.plan import Combination, Row, Sweep
 from raycluster.sweep.ranking import rankings

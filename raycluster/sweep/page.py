@@ -7,12 +7,12 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from raycluster.mistakes import shown
+from raycluster.config.errors import shown
 from raycluster.sweep import charts
+from raycluster.sweep.axes import Scale, along, choices, label
 from raycluster.sweep.charts import Mark
 from raycluster.sweep.plan import Row, Sweep, twins
 from raycluster.sweep.ranking import LABEL_FREE, rankings
-from raycluster.sweep.scale import Scale, along, choices, label
 from raycluster.sweep.space import Axis, Values
 
 CLASSES = 5  # of the colours that say how good a trial is

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from raycluster.sweep.propose import propose
-from raycluster.sweep.settings import SweepConfig
+from raycluster.sweep.bayesian import propose
+from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.space import Axis, Values
 from raycluster.sweep.stopping import decide
 from raycluster.sweep.trials import History, Trial, make_trial, read_history

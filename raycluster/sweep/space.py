@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from raycluster.mistakes import Mistake, shown
-from raycluster.naming import did_you_mean
+from raycluster.config.errors import Mistake, shown
+from raycluster.config.registry import did_you_mean
 from raycluster.seeding import generator
 from raycluster.types import UserError
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from raycluster import storage
 from raycluster.config import dump, from_tree
+from raycluster.config.errors import plain, shown
 from raycluster.data.manifest import DataSettings
-from raycluster.mistakes import plain, shown
-from raycluster.run import Config
-from raycluster.rundir import read_report, write_config
+from raycluster.io import storage
+from raycluster.run.directory import read_report, write_config
+from raycluster.run.state import Config
 from raycluster.seeding import generator
-from raycluster.sweep.settings import SweepConfig
+from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.space import Axis, Values, draw, grid, one_by_one, read_space, told
 from raycluster.types import UserError
 

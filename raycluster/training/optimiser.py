@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from raycluster.models.heads import Heads
-from raycluster.training.settings import TrainingSettings
+from raycluster.training.config import TrainingSettings
 
 _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
 

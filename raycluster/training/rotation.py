@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raycluster.training.loss import cross_entropy
+from raycluster.training.objective import cross_entropy
 
 TURNS = 4
 

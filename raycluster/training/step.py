@@ -15,12 +15,12 @@ from raycluster.models.backbone import Backbone
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
 from raycluster.models.heads import Heads
-from raycluster.training.loss import Loss, cross_entropy
+from raycluster.training.config import TrainingSettings
+from raycluster.training.determinism import reproducible
+from raycluster.training.gradient_buffer import FixedPoint, Sums
+from raycluster.training.objective import Loss, cross_entropy
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.process import reproducible
 from raycluster.training.rotation import turned, with_rotation
-from raycluster.training.settings import TrainingSettings
-from raycluster.training.sums import FixedPoint, Sums
 from raycluster.types import UserError
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

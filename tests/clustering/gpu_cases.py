@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from raycluster.clustering import byte_search, gpu_kernel, gpu_search
-from raycluster.clustering.gpu_kernel import highest, pack_centroids, pack_rows
-from raycluster.clustering.searches import float_search
-from raycluster.clustering.target import Target, prepare, round_rows
+from raycluster.clustering.search import int8_cuda, int8_torch, triton_kernel
+from raycluster.clustering.search.centroids import Target, prepare, round_rows
+from raycluster.clustering.search.float32 import float_search
+from raycluster.clustering.search.triton_kernel import highest, pack_centroids, pack_rows
 from tests.clustering.nasty import KINDS, naive, problem
 
 WHERE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
@@ -33,7 +33,7 @@ def _problem(num_rows: int, num_centroids: int, dim: int, kind: str = "none") ->
 
 
 def _labels(values: np.ndarray, target: Target) -> np.ndarray:
-    search, size = gpu_search.gpu_search(target, WHERE)
+    search, size = int8_cuda.gpu_search(target, WHERE)
     assert size >= len(values)
     return search(values)
 
@@ -42,7 +42,7 @@ def _labels(values: np.ndarray, target: Target) -> np.ndarray:
 def test_labels_are_those_of_float64(shape: tuple[int, int, int]) -> None:
     values, centroids = _problem(*shape)
     target = prepare(centroids)
-    assert gpu_search.can_search(target, WHERE) == (len(centroids) > 1)  # one is its own mean, too short to be rounded
+    assert int8_cuda.can_search(target, WHERE) == (len(centroids) > 1)  # one is its own mean, too short to be rounded
     assert np.array_equal(_labels(values, target), naive(values, centroids))
 
 
@@ -50,7 +50,7 @@ def test_labels_are_those_of_float64(shape: tuple[int, int, int]) -> None:
 def test_nasty_rows_and_centroids(nasty: str) -> None:
     values, centroids = _problem(140, 600 if nasty == "same" else 70, 24, nasty)
     target = prepare(centroids)
-    assert gpu_search.can_search(target, WHERE)
+    assert int8_cuda.can_search(target, WHERE)
     assert np.array_equal(_labels(values, target), naive(values, centroids))
 
 
@@ -58,8 +58,8 @@ def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
     for nasty, few in ("none", True), ("same", False):
         values, centroids = _problem(140, 600, 24, nasty)
         target, rows = prepare(centroids), torch.tensor(values - centroids.mean(axis=0), device=WHERE)
-        held = gpu_search._hold(target, WHERE)
-        pairs = gpu_search._candidates(held, rows, round_rows(rows), target)
+        held = int8_cuda._hold(target, WHERE)
+        pairs = int8_cuda._candidates(held, rows, round_rows(rows), target)
         assert (pairs is not None) == few
         if pairs is not None:
             assert pairs.rows.unique().tolist() == list(range(140)) and len(pairs.rows) < 150
@@ -78,7 +78,7 @@ def test_rows_whose_squares_leave_float32() -> None:
 
 
 def test_pairs_are_gathered_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_search, "_GATHERED_VALUES", 1000)
+    monkeypatch.setattr(int8_cuda, "_GATHERED_VALUES", 1000)
     values, centroids = _problem(30, 70, 24)
     assert np.array_equal(_labels(values, prepare(centroids)), naive(values, centroids))
 
@@ -88,7 +88,7 @@ def test_pairs_are_gathered_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -
 def test_highest_upper_ends_of_groups(
     shape: tuple[int, int, int], programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_kernel, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_kernel, "_PROGRAMS", programs)
     values, centroids = _problem(*shape)
     target = prepare(centroids)
     rows = torch.from_numpy(values - target.centre)
@@ -105,7 +105,7 @@ def test_highest_upper_ends_of_groups(
 
     exact = rows.double() @ target.centred.double().T - target.centred.double().square().sum(dim=1) / 2
     assert (found >= of_groups(exact)).all()
-    ends = of_groups(byte_search._upper_ends(rounded, target))
+    ends = of_groups(int8_torch._upper_ends(rounded, target))
     size = 1e-6 * target.reach * (rounded.norms[:, None] + target.reach)
     assert (found <= ends + size).all()  # which takes the largest errors of all rows, the kernel those of 128
     if len(values) <= 128:

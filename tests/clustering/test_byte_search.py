@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycluster.clustering.byte_search import byte_search, can_search
-from raycluster.clustering.target import prepare, round_rows
+from raycluster.clustering.search.centroids import prepare, round_rows
+from raycluster.clustering.search.int8_torch import byte_search, can_search
 from tests.clustering.nasty import KINDS, naive, problem
 
 pytestmark = pytest.mark.skipif(

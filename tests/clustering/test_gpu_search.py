@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from raycluster.clustering import gpu_search
-from raycluster.clustering.target import prepare
+from raycluster.clustering.search import int8_cuda
+from raycluster.clustering.search.centroids import prepare
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 SHARED = 99 * 1024  # bytes for a block of threads on the GPUs that have least, of those of compute capability 8 and 12
@@ -60,15 +60,15 @@ def test_one_line_says_why_it_cannot_be_used(caplog: pytest.LogCaptureFixture) -
     """Here as the processor is no GPU, elsewhere as Triton is missing or does not know the GPU."""
     target = prepare(np.eye(5, dtype=np.float32))
     with caplog.at_level(logging.WARNING):
-        assert not any(gpu_search.can_search(target, torch.device("cpu")) for _ in range(3))
+        assert not any(int8_cuda.can_search(target, torch.device("cpu")) for _ in range(3))
     assert len(caplog.records) == 1 and "same results" in caplog.text
 
 
 def test_without_triton(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "raycluster.clustering.gpu_kernel", raising=False)
+    monkeypatch.delitem(sys.modules, "raycluster.clustering.search.triton_kernel", raising=False)
     target = prepare(np.eye(6, dtype=np.float32))
-    assert not gpu_search.can_search(target, torch.device("cpu"))
+    assert not int8_cuda.can_search(target, torch.device("cpu"))
     assert len(caplog.records) == 1 and "triton" in caplog.text
 
 
@@ -76,15 +76,15 @@ def _compile(capability: int, dim: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from raycluster.clustering import gpu_kernel
+    from raycluster.clustering.search import triton_kernel
 
     kinds = ["*i8", "*fp32", "*i8", "*fp32", "*fp32", "i32", "i32", "i32"]
-    constants = gpu_kernel.constants(dim)
-    names = gpu_kernel._highest.arg_names
+    constants = triton_kernel.constants(dim)
+    names = triton_kernel._highest.arg_names
     source = ASTSource(
-        gpu_kernel._highest,
+        triton_kernel._highest,
         dict(zip(names, [*kinds, *["constexpr"] * len(constants)], strict=True)),
         constants,
         {(place,): [["tt.divisibility", 16]] for place in range(len(kinds))},
     )
-    return compile(source, target=GPUTarget("cuda", capability, 32), options=gpu_kernel.options(dim))
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=triton_kernel.options(dim))

@@ -10,22 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycluster.clustering import kernel
-from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.nearest import assign, choose, nearest
-from raycluster.clustering.target import prepare
-from raycluster.features import LocalFeatures
+from raycluster.clustering.kmeans.lloyd import kmeans
+from raycluster.clustering.search import int8_cpu
+from raycluster.clustering.search.assign import assign, choose, nearest
+from raycluster.clustering.search.centroids import prepare
+from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block
 from tests.clustering.nasty import KINDS, naive, problem
 
-SUPPORT = kernel.support()
+SUPPORT = int8_cpu.support()
 pytestmark = pytest.mark.skipif(SUPPORT is None, reason="needs a C compiler")
-PROCESSORS = [level for level in (kernel.PORTABLE, kernel.AVX2, kernel.AVX512) if level <= (SUPPORT or 0)]
+PROCESSORS = [level for level in (int8_cpu.PORTABLE, int8_cpu.AVX2, int8_cpu.AVX512) if level <= (SUPPORT or 0)]
 
 
-@pytest.fixture(params=PROCESSORS, ids=lambda level: kernel.SUPPORT_NAMES[level])
+@pytest.fixture(params=PROCESSORS, ids=lambda level: int8_cpu.SUPPORT_NAMES[level])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(kernel, "support", lambda: request.param)
+    monkeypatch.setattr(int8_cpu, "support", lambda: request.param)
     return int(request.param)
 
 
@@ -88,8 +88,8 @@ def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    kernel.library.cache_clear()
-    kernel.support.cache_clear()
+    int8_cpu.library.cache_clear()
+    int8_cpu.support.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert choose("auto") == choose("int8") == "torch"
@@ -98,13 +98,13 @@ def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(
         assert len(caplog.records) == 1 and "no C compiler found" in caplog.text
     finally:
         monkeypatch.undo()
-        kernel.library.cache_clear()
-        kernel.support.cache_clear()
+        int8_cpu.library.cache_clear()
+        int8_cpu.support.cache_clear()
 
 
 def test_a_broken_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernel, "_FLAGS", ["--no-such-flag"])
+    monkeypatch.setattr(int8_cpu, "_FLAGS", ["--no-such-flag"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(OSError, match="no-such-flag"):
-        kernel._compile("cc", tmp_path / "kernel.so")
+        int8_cpu._compile("cc", tmp_path / "kernel.so")
     assert list(tmp_path.iterdir()) == []

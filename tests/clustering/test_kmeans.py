@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycluster.clustering import hints, late, sums
-from raycluster.clustering.kmeans import kmeans
-from raycluster.clustering.nearest import Engine, nearest
-from raycluster.clustering.result import KMeans
-from raycluster.clustering.sums import ClusterSums, Labelled, merge, sum_scale
-from raycluster.clustering.target import prepare
-from raycluster.features import Extent, LocalFeatures
+from raycluster.clustering import fixed_point, row_cache
+from raycluster.clustering.fixed_point import ClusterSums, Labelled, merge, sum_scale
+from raycluster.clustering.kmeans import incremental
+from raycluster.clustering.kmeans.lloyd import kmeans
+from raycluster.clustering.kmeans.result import KMeans
+from raycluster.clustering.search.assign import Engine, nearest
+from raycluster.clustering.search.centroids import prepare
+from raycluster.features.matrix import Extent, LocalFeatures
 from raycluster.types import Block, UserError
 
 LINE = np.array([[0], [1], [2], [9], [10], [11], [20]], np.float32)
@@ -294,16 +295,16 @@ def test_a_few_clusters_at_a_time_give_the_same_bits(
 
     wanted = found()
     features.room = 7 * 8 * values.shape[1]
-    assert len(sums.spans(60, features)) == 9
+    assert len(fixed_point.spans(60, features)) == 9
     assert _same(found(), wanted)
-    recall, rng = hints.recall, np.random.default_rng(0)
+    recall, rng = row_cache.recall, np.random.default_rng(0)
 
     def forgetful(clustering: str, samples: np.ndarray) -> Any:
         kept = recall(clustering, samples)
         lost = rng.integers(3)
         return None if kept is None or lost == 0 else kept if lost == 1 else (kept[0] - 2, kept[1][::-1])
 
-    monkeypatch.setattr(hints, "recall", forgetful)
+    monkeypatch.setattr(row_cache, "recall", forgetful)
     assert _same(found(), wanted)
 
 
@@ -317,7 +318,7 @@ def test_late_steps_that_look_at_moved_centroids_only_give_the_same_bits(
     values = rng.integers(0, 6, (1200, 3)).astype(np.float32) if kind == "grid" else _mixture(1200)
     values = values.astype(np.float16) if kind == "half" else values
     features, looked = _features(values, 3, order_seed=1), 0
-    assign_again = late.assign_again
+    assign_again = incremental.assign_again
 
     def counting(block: np.ndarray, *others: Any) -> np.ndarray:
         nonlocal looked
@@ -328,11 +329,11 @@ def test_late_steps_that_look_at_moved_centroids_only_give_the_same_bits(
         kinds: list[dict[str, Any]] = [{"plain": True}, {}, {"spherical": True, "plain": True}]
         return [kmeans(features, 90, iterations=40, seed=seed, engine=engine, **one) for one in kinds]
 
-    monkeypatch.setattr(late, "assign_again", counting)
+    monkeypatch.setattr(incremental, "assign_again", counting)
     for seed in range(3):
-        monkeypatch.setattr(late, "few", lambda moved: None)
+        monkeypatch.setattr(incremental, "few", lambda moved: None)
         wanted = found(seed)
-        monkeypatch.setattr(late, "few", np.flatnonzero)
+        monkeypatch.setattr(incremental, "few", np.flatnonzero)
         assert all(_same(one, other) for one, other in zip(found(seed), wanted, strict=True))
     assert looked > 10 * len(values)
 
@@ -347,13 +348,15 @@ def test_rows_know_the_nearest_of_those_that_stayed(seed: int, kind: type) -> No
     moved = np.flatnonzero(rng.random(9) < rng.random())
     after[np.setdiff1d(np.arange(9), moved)] = before[np.setdiff1d(np.arange(9), moved)]
     previous, wanted = nearest(values, before)[0], nearest(values, after)[0]
-    assert np.array_equal(late.assign_again(values, prepare(after, moved), "auto", previous), wanted)
+    assert np.array_equal(incremental.assign_again(values, prepare(after, moved), "auto", previous), wanted)
 
 
 def test_few_centroids_that_moved_are_known() -> None:
     moved = np.zeros(4000, np.bool_)
-    assert late.few(moved) is not None
+    assert incremental.few(moved) is not None
     moved[[5, 70]] = True
-    assert late.few(moved) is not None and late.few(moved[:1000]) is None  # comparing with 1000 costs no less
+    assert (
+        incremental.few(moved) is not None and incremental.few(moved[:1000]) is None
+    )  # comparing with 1000 costs no less
     moved[::2] = True
-    assert late.few(moved) is None
+    assert incremental.few(moved) is None

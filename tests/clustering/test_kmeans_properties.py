@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycluster.clustering.kmeans import Progress, State, kmeans
-from raycluster.clustering.nearest import Engine, nearest
-from raycluster.features import LocalFeatures
+from raycluster.clustering.kmeans.lloyd import Progress, State, kmeans
+from raycluster.clustering.search.assign import Engine, nearest
+from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
 
 

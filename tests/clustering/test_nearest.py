@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from raycluster.clustering import byte_search, decision, searches
-from raycluster.clustering import nearest as module
-from raycluster.clustering.nearest import assign, nearest
-from raycluster.clustering.target import prepare
+from raycluster.clustering.search import assign as module
+from raycluster.clustering.search import float32, int8_torch, rerank
+from raycluster.clustering.search.assign import assign, nearest
+from raycluster.clustering.search.centroids import prepare
 from raycluster.types import UserError
 
 ENGINES = ["torch", "faiss", "int8"]
@@ -104,10 +104,10 @@ def test_a_row_is_labelled_alike_in_any_company() -> None:
 
 def test_many_centroids_are_searched_in_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     values, centroids = _random(300, 90, 6)
-    monkeypatch.setitem(searches._TILE_SCORES, "cpu", 1)
-    monkeypatch.setattr(byte_search, "_TILE_SCORES", 1)
-    monkeypatch.setattr(byte_search, "_PANEL_SCORES", 2000)
-    monkeypatch.setattr(decision, "_PAIR_ENTRIES", 1)
+    monkeypatch.setitem(float32._TILE_SCORES, "cpu", 1)
+    monkeypatch.setattr(int8_torch, "_TILE_SCORES", 1)
+    monkeypatch.setattr(int8_torch, "_PANEL_SCORES", 2000)
+    monkeypatch.setattr(rerank, "_PAIR_ENTRIES", 1)
     for engine in ENGINES:
         assert np.array_equal(nearest(values, centroids, engine=engine)[0], _naive(values, centroids)[0])
 
@@ -147,6 +147,6 @@ def test_input_is_checked() -> None:
 def test_a_gpu_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     values, centroids = _random(5000, 300, 64)
     on_gpu, _ = nearest(values, centroids)
-    for part in (module, searches, byte_search):
+    for part in (module, float32, int8_torch):
         monkeypatch.setattr(part, "device", lambda: torch.device("cpu"))
     assert np.array_equal(on_gpu, nearest(values, centroids)[0])

@@ -10,10 +10,10 @@ import torch
 from scipy.optimize import linear_sum_assignment, linprog
 
 import raycluster
-from raycluster.clustering import sinkhorn as module
-from raycluster.clustering.sinkhorn import Sinkhorn, sinkhorn
-from raycluster.clustering.sinkhorn_rounding import whole_sizes
-from raycluster.embeddings import as_features
+from raycluster.clustering.sinkhorn import api as module
+from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
+from raycluster.clustering.sinkhorn.rounding import whole_sizes
+from raycluster.io.embeddings import as_features
 from raycluster.types import UserError
 
 SIX = np.array(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from raycluster.clustering import hints, sinkhorn_kernel, sinkhorn_plain
-from raycluster.clustering.sinkhorn import Sinkhorn, sinkhorn
-from raycluster.clustering.sinkhorn_candidates import Classifier, Place, pack
-from raycluster.features import LocalFeatures, add
+from raycluster.clustering import row_cache
+from raycluster.clustering.sinkhorn import native, reference
+from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
+from raycluster.clustering.sinkhorn.sparse import Classifier, Place, pack
+from raycluster.features.matrix import LocalFeatures, add
 from raycluster.types import Block
 
 NUM_ROWS, DIM = 1100, 37
@@ -24,7 +25,7 @@ HEADS = [
     (RNG.standard_normal((k, DIM)).astype(np.float32) * scale, RNG.standard_normal(k).astype(np.float32))
     for k, scale in ((5, 0.01), (70, 0.3), (129, 1.5))
 ]
-compiled = pytest.mark.skipif(not sinkhorn_kernel.support(), reason="no compiled passes on this machine")
+compiled = pytest.mark.skipif(not native.support(), reason="no compiled passes on this machine")
 
 
 def digest(found: Sinkhorn) -> str:
@@ -43,8 +44,8 @@ def blocks(num_blocks: int, *, shuffled: bool) -> list[Block]:
 @pytest.fixture(params=["compiled", "plain"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(sinkhorn_kernel, "_library", lambda: None)
-    elif not sinkhorn_kernel.support():
+        monkeypatch.setattr(native, "_library", lambda: None)
+    elif not native.support():
         pytest.skip("no compiled passes on this machine")
     return str(request.param)
 
@@ -71,7 +72,7 @@ def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch)
         def fold(self, function: Any, *args: Any, combine: Any = add) -> Any:
             found = []
             for block in self._blocks:
-                monkeypatch.setattr(hints, "_KEPT", memories[int(rng.random() < 0.3)])
+                monkeypatch.setattr(row_cache, "_KEPT", memories[int(rng.random() < 0.3)])
                 found.append(function(block, *args))
             return reduce(combine, found)
 
@@ -82,7 +83,7 @@ def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch)
 def test_threads_and_what_is_lost_change_no_bit() -> None:
     class Forgetful(LocalFeatures):
         def fold(self, function: Any, *args: Any, **options: Any) -> Any:
-            hints._KEPT.clear()
+            row_cache._KEPT.clear()
             return super().fold(function, *args, **options)
 
     wanted = digest(sinkhorn(LocalFeatures(blocks(3, shuffled=False)), HEADS[1:2]))
@@ -93,14 +94,14 @@ def test_threads_and_what_is_lost_change_no_bit() -> None:
         assert digest(sinkhorn(LocalFeatures(blocks(9, shuffled=True)), HEADS[1:2])) == wanted
     finally:
         torch.set_num_threads(threads)
-    assert not hints._KEPT
+    assert not row_cache._KEPT
 
 
 @compiled
 def test_narrower_vectors_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     features = LocalFeatures(blocks(2, shuffled=False))
     wanted = digest(sinkhorn(features, HEADS))
-    monkeypatch.setattr(sinkhorn_kernel, "support", lambda: 1)
+    monkeypatch.setattr(native, "support", lambda: 1)
     assert digest(sinkhorn(features, HEADS)) == wanted
 
 
@@ -112,18 +113,18 @@ def test_both_engines_find_the_same_candidates_plan_and_sums(dim: int) -> None:
     head = pack(rng.standard_normal((130, dim)).astype(np.float32) / np.sqrt(dim), rng.standard_normal(130))
     scaling = np.where(np.arange(130) == 7, -np.inf, rng.standard_normal(130))
     place, shift = Place(9.0, scaling, 21.5), rng.standard_normal(130)
-    ours, theirs = (engine.candidates(values, head, place) for engine in (sinkhorn_kernel, sinkhorn_plain))
+    ours, theirs = (engine.candidates(values, head, place) for engine in (native, reference))
     assert np.array_equal(ours.first, theirs.first) and np.array_equal(ours.cluster, theirs.cluster)
     for name in ("score", "top", "norm"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=2e-4)
     assert 7 not in ours.cluster and ours.score.max() == 0 and ours.score.min() >= -21.5
-    one, two = (engine.plan(ours, shift, 30.0, 2.0**30) for engine in (sinkhorn_kernel, sinkhorn_plain))
+    one, two = (engine.plan(ours, shift, 30.0, 2.0**30) for engine in (native, reference))
     assert np.array_equal(one.cluster, two.cluster) and one.value == pytest.approx(two.value, rel=1e-12)
     np.testing.assert_allclose(one.share, two.share, rtol=1e-12, atol=1e-16)
     vector = rng.uniform(-1, 1, 130)
     for mine, other in (
-        (sinkhorn_kernel.marginals(one, 130, 2.0**40), sinkhorn_plain.marginals(one, 130, 2.0**40)),
-        ([sinkhorn_kernel.product(one, vector, 2.0**40)], [sinkhorn_plain.product(one, vector, 2.0**40)]),
+        (native.marginals(one, 130, 2.0**40), reference.marginals(one, 130, 2.0**40)),
+        ([native.product(one, vector, 2.0**40)], [reference.product(one, vector, 2.0**40)]),
     ):
         for left, right in zip(mine, other, strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-9, atol=200)
@@ -132,12 +133,12 @@ def test_both_engines_find_the_same_candidates_plan_and_sums(dim: int) -> None:
 def test_the_product_is_the_derivative_of_the_marginals(engine: str) -> None:
     rng = np.random.default_rng(4)
     logits, shift, vector = rng.standard_normal((50, 11)), rng.standard_normal(11), rng.uniform(-1, 1, 11)
-    found = sinkhorn_kernel.candidates(logits, Classifier(None, np.zeros(11, np.float32)), Place(2, np.zeros(11), 99))
+    found = native.candidates(logits, Classifier(None, np.zeros(11, np.float32)), Place(2, np.zeros(11), 99))
 
     def sums(step: float) -> np.ndarray:
-        plan = sinkhorn_kernel.plan(found, shift + step * vector, 40, 1.0)
-        return sinkhorn_kernel.marginals(plan, 11, 2.0**44)[0] / 2.0**44
+        plan = native.plan(found, shift + step * vector, 40, 1.0)
+        return native.marginals(plan, 11, 2.0**44)[0] / 2.0**44
 
-    product = sinkhorn_kernel.product(sinkhorn_kernel.plan(found, shift, 40, 1.0), vector, 2.0**44) / 2.0**44
+    product = native.product(native.plan(found, shift, 40, 1.0), vector, 2.0**44) / 2.0**44
     np.testing.assert_allclose(product, (sums(1e-4) - sums(-1e-4)) / 2e-4, atol=1e-6)
     assert sums(0).sum() == pytest.approx(50, abs=1e-9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raycluster.clustering import whitening
 from raycluster.clustering.whitening import _covariance, fit_whitening, whiten
-from raycluster.features import Extent, LocalFeatures, extent
+from raycluster.features.matrix import Extent, LocalFeatures, extent
 from raycluster.types import Block, UserError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from raycluster.data.held import Pixels, decode_shard
-from raycluster.data.load import load_chunk
+from raycluster.data.image_cache import Pixels, decode_shard
+from raycluster.data.loader import load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
 from raycluster.data.transforms import View
 from raycluster.types import Chunk

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raycluster.data import load, read
-from raycluster.data.load import BLOCK_BYTES, load_chunk
+from raycluster.data import loader, reader
+from raycluster.data.epoch_plan import plan_epoch, shard_chunks
+from raycluster.data.loader import BLOCK_BYTES, load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
-from raycluster.data.plan import plan_epoch, shard_chunks
 from raycluster.data.transforms import View
 from raycluster.types import Chunk, ImageBlock, UserError
 
@@ -83,7 +83,7 @@ def test_blocks_end_where_microbatches_of_the_lane_do(
     settings, uri = prepared(everywhere["folder"], tmp_path)
     chunk = chunk_of(list(range(12)))
     whole = joined(loaded(chunk, uri, PLAIN, settings))
-    monkeypatch.setattr(load, "BLOCK_BYTES", 3 * 32 * 32 * 5)
+    monkeypatch.setattr(loader, "BLOCK_BYTES", 3 * 32 * 32 * 5)
     blocks = list(load_chunk(chunk, uri, PLAIN, seed=0, settings=settings, microbatch=microbatch))
     assert [len(block.samples) for block in blocks] == sizes
     assert [block.start for block in blocks] == [40 + sum(sizes[:number]) for number in range(len(sizes))]
@@ -178,7 +178,7 @@ def test_an_outage_is_raised_after_some_attempts(
     def refused(_: str) -> bytes:
         raise UserError("cannot read: connection lost")
 
-    monkeypatch.setattr(read.storage, "read_bytes", refused)
+    monkeypatch.setattr(reader.storage, "read_bytes", refused)
     with pytest.raises(UserError, match="connection lost"):
         loaded(chunk_of([0]), uri, PLAIN, settings)
 
@@ -188,8 +188,8 @@ def test_a_row_group_is_read_once_and_only_as_far_as_needed(tmp_path: Path, monk
     pq.write_table(pa.table({"image": pictures}), tmp_path / "x.parquet", row_group_size=400)
     settings, uri = prepared(tmp_path / "x.parquet", tmp_path, shard_size=400)
     groups = []
-    group_rows = read._group_rows
-    monkeypatch.setattr(read, "_group_rows", lambda *args: groups.append(args[1]) or group_rows(*args))
+    group_rows = reader._group_rows
+    monkeypatch.setattr(reader, "_group_rows", lambda *args: groups.append(args[1]) or group_rows(*args))
     (chunk,) = plan_epoch(
         np.ones(800, int), [(0, 400), (400, 800)], lanes=1, microbatch=8, seed=0, epoch=0, window_shards=2
     )

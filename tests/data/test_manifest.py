@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycluster.data.manifest import DataSettings, Manifest, build_manifest, read_entries, read_manifest, write_manifest
-from raycluster.data.sources.found import even_shards, shards_of_units
+from raycluster.data.sources.base import even_shards, shards_of_units
 from raycluster.types import UserError
 
 CIFAR = Path(__file__).parents[3] / "shared/data/cifar10"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.data.plan import Rows, from_step, pieces, plan_epoch, shard_chunks, steps
+from raycluster.data.epoch_plan import Rows, from_step, pieces, plan_epoch, shard_chunks, steps
 from raycluster.types import Chunk, ImageBlock
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from raycluster.data.decode import decode
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
-from raycluster.data.prepare import prepare_shard
+from raycluster.data.resize import prepare_shard
 
 
 def prepared(folder: Path, tmp_path: Path, image_size: int, **options: object) -> tuple[list, Path]:

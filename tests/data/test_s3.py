@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raycluster import storage
-from raycluster.data.load import load_chunk
+from raycluster.data.epoch_plan import shard_chunks
+from raycluster.data.loader import load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, read_manifest, write_manifest
-from raycluster.data.plan import shard_chunks
-from raycluster.data.prepare import prepare_shard
+from raycluster.data.resize import prepare_shard
 from raycluster.data.transforms import View
+from raycluster.io import storage
 from raycluster.types import UserError
 
 

@@ -21,12 +21,12 @@ import pytest
 import ray._private.services
 import torch
 
-from raycluster.checkpoint import load_newest
 from raycluster.events import Round
-from raycluster.pretrain import pretrain
-from raycluster.run import Config
-from raycluster.status import Status, read_status
-from raycluster.workers import LocalWorkers
+from raycluster.monitoring.status import Status, read_status
+from raycluster.run.checkpoint import load_newest
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.runtime.workers import LocalWorkers
 
 pytestmark = pytest.mark.ray
 

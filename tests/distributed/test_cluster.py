@@ -19,13 +19,13 @@ import ray
 from ray.actor import ActorHandle
 
 import raycluster
-from raycluster.cluster_files import ClusterSettings, cluster
-from raycluster.clustering.kmeans import Progress, kmeans
-from raycluster.clustering.result import KMeans
+from raycluster.clustering.kmeans.lloyd import Progress, kmeans
+from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.whitening import whiten
-from raycluster.distributed.cluster import pooled as as_pool
-from raycluster.distributed.pool import PooledFeatures, start_pool
-from raycluster.features import LocalFeatures
+from raycluster.distributed.cluster_files import ClusterSettings, cluster
+from raycluster.distributed.features.dataset import pooled as as_pool
+from raycluster.distributed.features.feature_pool import PooledFeatures, start_pool
+from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
 
 pytestmark = pytest.mark.ray

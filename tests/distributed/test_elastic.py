@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chaos.rig import Play, act, scene_of, undisturbed
+from chaos.stage import Stage, kill
 
-from raycluster.distributed.chaos import Play, act, scene_of, undisturbed
-from raycluster.distributed.stage import Stage, kill
-from raycluster.distributed.trainer import fit
-from raycluster.run import Config
-from raycluster.status import Status, read_status
+from raycluster.distributed.train.trainer import fit
+from raycluster.monitoring.status import Status, read_status
+from raycluster.run.state import Config
 from raycluster.types import UserError
 
 pytestmark = pytest.mark.ray

@@ -17,10 +17,10 @@ import raycluster
 from raycluster.config import parse
 from raycluster.distributed.evaluate import evaluate_run
 from raycluster.distributed.prepare import PrepareSettings, prepare
-from raycluster.pretrain import pretrain
-from raycluster.run import Config
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import UserError
-from raycluster.workers import LocalWorkers
 
 pytestmark = pytest.mark.ray
 

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from raycluster.data.load import load_chunk
+from raycluster.data.epoch_plan import from_step, plan_epoch, steps
+from raycluster.data.loader import load_chunk
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
-from raycluster.data.plan import from_step, plan_epoch, steps
 from raycluster.data.transforms import View
 from raycluster.distributed.ingest import stream
 from raycluster.types import Chunk, ImageBlock, UserError

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from raycluster.checkpoint import load_newest
-from raycluster.pretrain import pretrain
-from raycluster.run import Config
-from raycluster.workers import LocalWorkers
+from raycluster.run.checkpoint import load_newest
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.runtime.workers import LocalWorkers
 
 pytestmark = pytest.mark.ray
 

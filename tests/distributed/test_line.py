@@ -1,6 +1,6 @@
 """Leave to restart the workers: given, taken, and taken back only while Ray has not acted on it; who is the pool."""
 
-from raycluster.distributed.line import Line
+from raycluster.distributed.control.channel import Line
 from raycluster.events import Progress
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import ray
 
-from raycluster.clustering.kmeans import kmeans
+from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.whitening import whiten
-from raycluster.distributed.pool import Pool, start_pool
-from raycluster.features import LocalFeatures
+from raycluster.distributed.features.feature_pool import Pool, start_pool
+from raycluster.features.matrix import LocalFeatures
+from raycluster.runtime.workers import LostBlocks
 from raycluster.types import Block
-from raycluster.workers import LostBlocks
 
 pytestmark = pytest.mark.ray
 

@@ -14,9 +14,9 @@ import ray
 from ray.actor import ActorHandle
 
 import raycluster
-from raycluster.clustering.sinkhorn import Sinkhorn, sinkhorn
-from raycluster.distributed.pool import PooledFeatures, start_pool
-from raycluster.features import LocalFeatures
+from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
+from raycluster.distributed.features.feature_pool import PooledFeatures, start_pool
+from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block
 
 pytestmark = pytest.mark.ray

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from raycluster.checkpoint import load_newest
-from raycluster.distributed.trainer import fit
-from raycluster.pretrain import pretrain
-from raycluster.run import Config
+from raycluster.distributed.train.trainer import fit
+from raycluster.run.checkpoint import load_newest
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import UserError
-from raycluster.workers import LocalWorkers
 
 pytestmark = pytest.mark.ray
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 import yaml
 
-from raycluster.checkpoint import load_newest
 from raycluster.config import dump, load, parse
 from raycluster.data.transforms import View
-from raycluster.extraction import Descriptor, Pictures, extract
-from raycluster.pretrain import pretrain
-from raycluster.run import Config, fresh_network
-from raycluster.rundir import open_pictures
-from raycluster.sweep.settings import SweepConfig
+from raycluster.features.extraction import Descriptor, Pictures, extract
+from raycluster.run.checkpoint import load_newest
+from raycluster.run.directory import open_pictures
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config, fresh_network
+from raycluster.runtime.workers import LocalWorkers
+from raycluster.sweep.config import SweepConfig
 from raycluster.types import UserError
-from raycluster.workers import LocalWorkers
 
 pytestmark = pytest.mark.ray
 
@@ -144,7 +144,7 @@ def test_killed_and_run_again_equals_undisturbed(
 def test_first_features_and_pictures_are_made_once(ray_cluster: None, make: Make, tmp_path: Path) -> None:
     import ray
 
-    from raycluster.distributed.shared import SharedPictures, SharingWorkers, start_shelf
+    from raycluster.distributed.features.trial_cache import SharedPictures, SharingWorkers, start_shelf
 
     config = make(tmp_path)
     uri = str(tmp_path / "manifest.parquet")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raycluster.distributed.watch import Scene, diagnose
+from raycluster.distributed.control.stall_detector import Scene, diagnose
 
 WAITING = Scene("starting", 90, workers=0, slot="train_slot", least=2, total={"CPU": 4.0}, free={"CPU": 4.0})
 READING = Scene(

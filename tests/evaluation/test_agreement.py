@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 
-from raycluster.evaluation import agreement
+from raycluster.evaluation.metrics import agreement
 from raycluster.types import UserError
 
 TRUTH = [0, 0, 0, 0, 1, 1, 1, 1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from raycluster.evaluation import knn
+from raycluster.evaluation.probes import knn
 from raycluster.types import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raycluster.evaluation.label_free import evaluate
+from raycluster.evaluation.metrics.label_free import evaluate
 
 
 def test_by_hand() -> None:

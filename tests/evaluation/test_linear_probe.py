@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from raycluster.evaluation import linear_probe
+from raycluster.evaluation.probes import linear_probe
 from raycluster.types import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from raycluster.features import LocalFeatures
+from raycluster.features.matrix import LocalFeatures
 from raycluster.methods.sela import Method
 from raycluster.types import Assignments, Block
 

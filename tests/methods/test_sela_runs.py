@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raycluster.checkpoint import load_newest
 from raycluster.config import load, parse
 from raycluster.events import Finished, Round
-from raycluster.extraction import Progress
-from raycluster.pretrain import pretrain
-from raycluster.run import Config, begin
-from raycluster.transfer import transfer_config
+from raycluster.features.extraction import Progress
+from raycluster.run.checkpoint import load_newest
+from raycluster.run.label_transfer import transfer_config
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config, begin
+from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import Stopped, UserError
-from raycluster.workers import LocalWorkers
 
 ROOT = Path(__file__).parents[2]
 SELA = """
@@ -172,7 +172,7 @@ def test_transfer_is_refused_where_labels_are_missing_or_of_other_images(
 
 @pytest.mark.ray
 def test_workers_end_with_the_bits_of_one_process(ray_cluster: None, harvested: Config, tmp_path: Path) -> None:
-    from raycluster.distributed.trainer import fit
+    from raycluster.distributed.train.trainer import fit
 
     config = sela(tmp_path, "method.features=harvested", "run.workers=2", "run.actors=2")
     fit(config)

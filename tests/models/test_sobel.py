@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import conv2d, pad
 
-from raycluster.models.sobel import MEAN, STD, Normalise, Sobel
+from raycluster.models.input_layers import MEAN, STD, Normalise, Sobel
 
 
 def _gray(plane: torch.Tensor) -> torch.Tensor:

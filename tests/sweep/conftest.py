@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.config import parse
-from raycluster.sweep.settings import SweepConfig
+from raycluster.sweep.config import SweepConfig
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raycluster.sweep.config import SweepConfig
+from raycluster.sweep.open import open_sweep
 from raycluster.sweep.outputs import write_outputs
 from raycluster.sweep.plan import Sweep
-from raycluster.sweep.settings import SweepConfig
-from raycluster.sweep.start import open_sweep
 from raycluster.sweep.trials import Trial
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raycluster.sweep.config import SweepConfig
+from raycluster.sweep.open import open_sweep
 from raycluster.sweep.outputs import as_json, summary
 from raycluster.sweep.plan import Sweep, twins
 from raycluster.sweep.ranking import rankings
-from raycluster.sweep.settings import SweepConfig
-from raycluster.sweep.start import open_sweep
 from raycluster.sweep.trials import Trial
 from raycluster.types import UserError
 

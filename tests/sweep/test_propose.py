@@ -6,7 +6,7 @@ import math
 
 import yaml
 
-from raycluster.sweep.propose import propose
+from raycluster.sweep.bayesian import propose
 from raycluster.sweep.space import Values, draw, read_space
 
 AXES = read_space(

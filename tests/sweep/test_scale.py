@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycluster.sweep.scale import along, choices, label
+from raycluster.sweep.axes import along, choices, label
 
 
 def test_logarithmic_values_lie_evenly() -> None:

@@ -12,8 +12,8 @@ from raycluster.models.backbone import Backbone, FlattenTo, conv_bn, initialise
 from raycluster.models.dropout import SeededDropout
 from raycluster.models.heads import Heads
 from raycluster.seeding import seed_for
+from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.settings import TrainingSettings
 from raycluster.training.step import Microbatch, Network, Step, StepResult, alone
 
 NUM_STEPS = 30

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from raycluster.models.heads import Heads
 from raycluster.models.smallnet import Model
-from raycluster.training.loss import cross_entropy
+from raycluster.training.objective import cross_entropy
 
 
 def test_by_hand() -> None:

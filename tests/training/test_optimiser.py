@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from raycluster.models.heads import Heads
+from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers, rate
-from raycluster.training.settings import TrainingSettings
 
 
 def test_constant_rate_after_warmup() -> None:

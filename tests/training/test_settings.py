@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raycluster.training.settings import TrainingSettings
+from raycluster.training.config import TrainingSettings
 from raycluster.types import UserError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raycluster.training.sums import FixedPoint, Sums
+from raycluster.training.gradient_buffer import FixedPoint, Sums
 from raycluster.types import UserError
 
 

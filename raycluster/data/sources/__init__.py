@@ -8,9 +8,9 @@ from typing import Protocol
 
 from pyarrow.fs import FileType
 
-from raycluster import storage
-from raycluster.data.sources import digits, folder, listed, parquet, tar
-from raycluster.data.sources.found import IMAGE_EXTENSIONS, File, Found, extension
+from raycluster.data.sources import digits, image_folder, parquet, path_list, webdataset
+from raycluster.data.sources.base import IMAGE_EXTENSIONS, File, Found, extension
+from raycluster.io import storage
 from raycluster.types import UserError
 
 __all__ = ["Found", "digits", "find"]
@@ -38,7 +38,7 @@ def find(wanted: Wanted) -> Found:
     if wanted.uri == digits.NAME:
         return digits.find(wanted.shard_size)
     if storage.without_options(wanted.uri)[0].endswith(".txt"):
-        return listed.find(wanted.uri, wanted.shard_size)
+        return path_list.find(wanted.uri, wanted.shard_size)
     root, files = _files(wanted.uri)
     kinds = Counter(extension(file.path) for file in files)
     found = {
@@ -54,8 +54,8 @@ def find(wanted: Wanted) -> Found:
     if wanted.image_column != "auto":
         raise UserError(f"data.image_column = {wanted.image_column} has no effect on {held[0]} ({wanted.uri}); drop it")
     if found["tar files"]:
-        return tar.find(found["tar files"], wanted.labels, wanted.shard_size)
-    return folder.find(root, found["pictures"], wanted.shard_size)
+        return webdataset.find(found["tar files"], wanted.labels, wanted.shard_size)
+    return image_folder.find(root, found["pictures"], wanted.shard_size)
 
 
 def _files(uri: str) -> tuple[str, list[File]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raycluster.data.sources.found import Found, entries, even_shards, repeated
+from raycluster.data.sources.base import Found, entries, even_shards, repeated
 
 NAME = "digits"
 _BRIGHTEST = 16

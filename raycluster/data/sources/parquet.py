@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from raycluster import storage
-from raycluster.data.sources.found import File, Found, entries, in_parallel, repeated, shards_of_units
+from raycluster.data.sources.base import File, Found, entries, in_parallel, repeated, shards_of_units
+from raycluster.io import storage
 from raycluster.types import UserError
 
 EXTENSIONS = ("parquet", "pq")

@@ -1,0 +1,429 @@
+"""What can happen to a run: each fault waits for its moment, as the run's own status tells it, and then does it.
+
+A moment is a phase of a later round than that of the fault before, and some time in it; that and the victim are chosen
+by the seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.stage import Stage, kill, wait_until
+from raycluster.monitoring.status import Status, read_status
+
+OUTAGE_SECONDS = 30.0
+NOTICE_SECONDS = 15
+
+
+@dataclass
+class Scene:
+    """One run that things happen to, one after the other.
+
+    round: the first in which the next one may happen. moment: when the last one did. num_losses: that the run had told
+    of by then. stopped_at: when the job was ended on purpose. compare_with: the directory of a run to finish
+    undisturbed, if it is not the one from the beginning. undo: what to do when it is over.
+    """
+
+    stage: Stage
+    folder: Path
+    rng: random.Random
+    options: list[str] = field(default_factory=list)
+    run_dir: str = ""
+    job: subprocess.Popen[bytes] | None = None
+    round: int = 1
+    moment: str = ""
+    num_losses: int = 0
+    stopped_at: float = 0.0
+    compare_with: str | None = None
+    undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def start(self, *options: str) -> None:
+        """Start the job, or start it again."""
+        words = [f"run.dir={self.run_dir}", *self.options, *options]
+        self.job = self.stage.start_job(self.folder / "run.yaml", *words, log=self.log)
+
+    @property
+    def log(self) -> Path:
+        """What the jobs said."""
+        return self.folder / "job.log"
+
+    def status(self) -> Status | None:
+        """The status of the run, if it has one that can be read now."""
+        with suppress(Exception):
+            return read_status(self.run_dir)
+        return None
+
+    def wait_for(self, phase: str) -> Status:
+        """Until the run is in this phase of a round that nothing has happened to, and then a moment more."""
+
+        def there() -> Status | None:
+            found = self.status()
+            now = found is not None and found.workers > 0 and found.phase == phase and found.round >= self.round
+            return found if now else None
+
+        status: Status = wait_until(there, job=self.job)
+        time.sleep(self.rng.uniform(0.0, 0.25 if phase != "training" else 1.5))
+        self.moment, self.round = f"{phase}, round {status.round + 1}", status.round + 1
+        status = self.status() or status
+        self.num_losses = len(status.lost)
+        return status
+
+    def victim(self, part: str) -> str:
+        """One of the processes that play this part now."""
+        return self.rng.choice(wait_until(lambda: (self.status() or Status()).processes.get(part), job=self.job))
+
+    def end_job(self, number: int) -> None:
+        """Send the job a signal and wait for its end."""
+        assert self.job is not None
+        self.job.send_signal(number)
+        self.stopped_at = time.time()
+        self.job.wait(timeout=300)
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((Path(self.run_dir) / "checkpoints").glob("round-*.pt"))
+
+
+Fault = Callable[[Scene], None]
+
+
+# ----------------------------------------------------------------------------------------------------- one process dies
+
+
+def training_worker(phase: str) -> Fault:
+    """One of the training workers."""
+
+    def fault(scene: Scene) -> None:
+        scene.wait_for(phase)
+        kill(scene.victim("train"))
+
+    return fault
+
+
+def all_training_workers(scene: Scene) -> None:
+    """All of them."""
+    for process in scene.wait_for("training").processes["train"]:
+        kill(process)
+
+
+def worker_twice(scene: Scene) -> None:
+    """And once more as soon as the run has found its feet again."""
+    before = scene.wait_for("training").processes["train"]
+    kill(scene.victim("train"))
+    wait_until(
+        lambda: (status := scene.status()) and status.workers and status.processes["train"] != before, job=scene.job
+    )
+    time.sleep(scene.rng.uniform(0, 2))
+    kill(scene.victim("train"))
+
+
+def worker_while_writing(scene: Scene) -> None:
+    """The first worker, in the moment in which the part of a checkpoint lies on the disk."""
+    status = scene.wait_for("training")
+    folder = os.path.join(scene.run_dir, "checkpoints")
+    first = status.processes["train"][0]
+    until = time.monotonic() + 120
+    while not any(entry.name.endswith(".part") for entry in os.scandir(folder)):
+        assert time.monotonic() < until, "no checkpoint was written"
+        time.sleep(0.0005)
+    kill(first)
+    scene.moment = "in a checkpoint write" if any(Path(folder).glob(".*.part")) else "right after a checkpoint write"
+
+
+def pool_actor(phase: str) -> Fault:
+    """One of the actors that hold the features."""
+
+    def fault(scene: Scene) -> None:
+        scene.wait_for(phase)
+        kill(scene.victim("features"))
+
+    return fault
+
+
+# ------------------------------------------------------------------------------------------------- machines come and go
+
+
+def node_removed(phase: str) -> Fault:
+    """A machine vanishes with everything on it."""
+
+    def fault(scene: Scene) -> None:
+        scene.wait_for(phase)
+        scene.stage.remove_node(scene.rng.choice(scene.stage.nodes))
+
+    return fault
+
+
+def node_added(scene: Scene) -> None:
+    """The run works with one worker, and gets another."""
+    scene.wait_for("training")
+    scene.stage.add_node()
+    wait_until(lambda: (status := scene.status()) and status.workers == 2, job=scene.job)
+
+
+def drained(phase: str) -> Fault:
+    """Notice, and the end of the machine when the time is up."""
+
+    def fault(scene: Scene) -> None:
+        scene.wait_for(phase)
+        node = scene.rng.choice(scene.stage.nodes)
+        scene.stage.drain_node(node, NOTICE_SECONDS)
+        time.sleep(NOTICE_SECONDS)
+        scene.stage.remove_node(node)
+
+    return fault
+
+
+# --------------------------------------------------------------------------------------------------------- the job ends
+
+
+def job_killed(phase: str) -> Fault:
+    """And started again at once."""
+
+    def fault(scene: Scene) -> None:
+        scene.wait_for(phase)
+        scene.end_job(signal.SIGKILL)
+        scene.start()
+
+    return fault
+
+
+def job_stopped(number: int, phase: str, workers: str) -> Fault:
+    """And started again at once, with another number of workers."""
+
+    def fault(scene: Scene) -> None:
+        scene.wait_for(phase)
+        scene.end_job(number)
+        assert scene.job is not None and scene.job.returncode == 130, scene.job
+        scene.start(f"run.workers={workers}")
+
+    return fault
+
+
+def second_job(scene: Scene) -> None:
+    """On the same run directory: it is refused, and the first does not notice."""
+    scene.wait_for("training")
+    log = scene.folder / "second.log"
+    second = scene.stage.start_job(scene.folder / "run.yaml", f"run.dir={scene.run_dir}", log=log)
+    assert second.wait(timeout=300) == 2, log.read_text()
+    assert "is in use since" in log.read_text()
+
+
+# -------------------------------------------------------------------------------------------------------------- storage
+
+
+def truncated(scene: Scene) -> None:
+    """The newest checkpoint, while no job runs."""
+    scene.wait_for("training")
+    wait_until(lambda: len(scene.checkpoints()) > 1, job=scene.job)
+    scene.end_job(signal.SIGKILL)
+    newest = scene.checkpoints()[-1]
+    os.truncate(newest, newest.stat().st_size // 2)
+    scene.start()
+
+
+def disk_full(scene: Scene) -> None:
+    """A disk of its own for the run, full for half a minute."""
+    disk = scene.folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
+    scene.undo.append(lambda: _unmount(disk))
+    scene.run_dir = str(disk / "run")
+    scene.start()
+    scene.wait_for("training")
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    time.sleep(OUTAGE_SECONDS)
+    filler.unlink()
+    assert "The disk or quota is full" in scene.log.read_text(), scene.log.read_text()[-1000:]
+
+
+def _unmount(disk: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def bucket_away(scene: Scene) -> None:
+    """An S3 server of its own for the run, out of reach for half a minute: connections are refused."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(inner := _free_port())],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    scene.undo.append(server.kill)
+    wait_until(lambda: _answers(inner), seconds=60)
+    outer = _free_port()
+    bucket = f"s3://chaos/run?endpoint_override=127.0.0.1:{outer}&scheme=http&region=us-east-1"
+    with _relay(outer, inner) as away:
+        scene.undo.append(away.close)
+        _make_bucket(inner)
+        scene.run_dir = bucket
+        scene.start()
+        scene.wait_for("training")
+        away.closed = True
+        time.sleep(OUTAGE_SECONDS)
+        away.closed = False
+        assert scene.job is not None
+        scene.job.wait(timeout=900)
+        shutil.rmtree(scene.folder / "copy", ignore_errors=True)
+        _download(bucket, scene.folder / "copy")
+    scene.run_dir = str(scene.folder / "copy")
+    assert "Waiting; trying again" in scene.log.read_text(), scene.log.read_text()[-1000:]
+
+
+class _Away:
+    def __init__(self, port: int, inner: int) -> None:
+        self.closed, self._over, self._inner, self._port = False, False, inner, port
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over = True
+
+    def _serve(self) -> None:
+        while not self._over:
+            with socket.socket() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", self._port))
+                listener.listen(64)
+                listener.settimeout(0.1)
+                while not (self.closed or self._over):
+                    with suppress(TimeoutError):
+                        client, _ = listener.accept()
+                        self._pass_on(client)
+            while self.closed and not self._over:
+                time.sleep(0.1)
+
+    def _pass_on(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self._inner))
+        for source, target in ((client, server), (server, client)):
+            threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            source.settimeout(0.2)
+            while not self.closed:
+                with suppress(TimeoutError):
+                    data = source.recv(1 << 16)
+                    if not data:
+                        break
+                    target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _relay(port: int, inner: int) -> Iterator[_Away]:
+    away = _Away(port, inner)
+    try:
+        wait_until(lambda: _answers(port), seconds=30)
+        yield away
+    finally:
+        away.close()
+
+
+def _make_bucket(port: int) -> None:
+    from pyarrow import fs
+
+    s3 = fs.S3FileSystem(
+        endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+    )
+    s3.create_dir("chaos")
+
+
+def _download(uri: str, folder: Path) -> None:
+    from raycluster.io import storage
+
+    for info in storage.list_infos(uri, recursive=True):
+        target = folder / info.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.read_bytes(storage.join(uri, *info.path.split("/"))))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def broken_images(scene: Scene) -> None:
+    """Five pictures in the middle of a shard break while no job runs; the next ones go on with fewer workers.
+
+    Identical means: to one process that goes on from the same checkpoint with the same broken pictures. (Pictures that
+    break while workers read them are left out from the step on at which they are met, which is a matter of time.)
+    """
+    pictures = scene.folder / "pictures"
+    _write_digits(pictures)
+    scene.options.append(f"data.uri={pictures}")
+    scene.start()
+    scene.wait_for("training")
+    scene.end_job(signal.SIGTERM)
+    for path in sorted(pictures.iterdir())[400:405]:
+        os.truncate(path, path.stat().st_size // 2)
+    scene.compare_with = str(scene.folder / "copy")
+    shutil.copytree(scene.run_dir, scene.compare_with)
+    scene.start("run.workers=1")
+    assert scene.job is not None
+    scene.job.wait(timeout=900)
+    named = (Path(scene.run_dir) / "skipped.jsonl").read_text().splitlines()
+    assert len(named) == 5, named
+
+
+def _write_digits(folder: Path) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder.mkdir()
+    for index, digit in enumerate(load_digits().images):
+        Image.fromarray((digit * 15).astype("uint8")).save(folder / f"{index:04d}.png")
+
+
+FAULTS: dict[str, Fault] = {
+    "training worker killed while training": training_worker("training"),
+    "training worker killed while extracting": training_worker("extracting"),
+    "training worker killed while clustering": training_worker("clustering"),
+    "training worker killed in a checkpoint write": worker_while_writing,
+    "all training workers killed": all_training_workers,
+    "training worker killed, and one more on recovery": worker_twice,
+    "pool actor killed while extracting": pool_actor("extracting"),
+    "pool actor killed while clustering": pool_actor("clustering"),
+    "pool actor killed while training": pool_actor("training"),
+    "node removed while extracting": node_removed("extracting"),
+    "node removed while clustering": node_removed("clustering"),
+    "node removed while training": node_removed("training"),
+    "node added": node_added,
+    "node drained while training": drained("training"),
+    "node drained while extracting": drained("extracting"),
+    "job killed while training": job_killed("training"),
+    "job killed while extracting": job_killed("extracting"),
+    "job killed while clustering": job_killed("clustering"),
+    "job stopped by SIGTERM, 2 -> 1 workers": job_stopped(signal.SIGTERM, "training", "1"),
+    "job interrupted while clustering, 1 -> 0 workers": job_stopped(signal.SIGINT, "clustering", "0"),
+    "job interrupted while extracting, 0 -> 2 workers": job_stopped(signal.SIGINT, "extracting", "2"),
+    "second job on the same directory": second_job,
+    "newest checkpoint truncated": truncated,
+    "disk full for 30 s": disk_full,
+    "bucket out of reach for 30 s": bucket_away,
+    "pictures broken in the middle of a shard": broken_images,
+}

@@ -1,0 +1,1 @@
+"""K-means: Lloyd iterations with momentum, initialisation, hierarchy."""

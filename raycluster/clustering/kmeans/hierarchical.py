@@ -1,0 +1,96 @@
+"""Clusters of clusters: each cluster is divided again, with a share of the next level's clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.clustering.kmeans.init import digest_rows, too_few
+from raycluster.clustering.kmeans.lloyd import kmeans
+from raycluster.features.matrix import Features, LocalFeatures
+from raycluster.seeding import seed_for
+from raycluster.types import Block, UserError
+
+_BLOCK_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Levels of clusters, the coarsest first. Row i belongs to samples[i] (ascending).
+
+    labels: per level (N,) int64. centroids: per level (K, D) float32. parents: per level (K,) int64, the cluster of the
+    level above that each belongs to (zeros for the first).
+    """
+
+    samples: NDArray[np.int64]
+    labels: list[NDArray[np.int64]]
+    centroids: list[NDArray[np.float32]]
+    parents: list[NDArray[np.int64]]
+
+
+def grow(features: Features, sizes: Sequence[int], *, seed: int, options: Mapping[str, Any]) -> Tree:
+    """See `raycluster.kmeans_tree`. options: of k-means."""
+    if not sizes or sizes[0] < 1 or any(later < size for size, later in pairwise(sizes)):
+        raise UserError(f"sizes must be numbers of clusters that do not fall, such as [10, 1000]; seen {list(sizes)}")
+    first = kmeans(features, sizes[0], seed=seed, **options)
+    tree = Tree(first.samples, [first.labels], [first.centroids], [np.zeros(sizes[0], np.int64)])
+    for level, size in enumerate(sizes[1:], 1):
+        _divide(features, tree, size, seed_for(seed, "kmeans tree", level), options)
+    return tree
+
+
+def _divide(features: Features, tree: Tree, size: int, seed: int, options: Mapping[str, Any]) -> None:
+    above, groups = tree.labels[-1], len(tree.centroids[-1])
+    members = np.split(np.argsort(above, kind="stable"), np.cumsum(np.bincount(above, minlength=groups))[:-1])
+    shares = _shares(np.array([_num_distinct(features, tree.samples[rows], size) for rows in members]), members, size)
+    labels, first = np.empty_like(above), np.cumsum(shares) - shares
+    jobs = [
+        (tree.samples[rows], int(share), seed_for(seed, "kmeans group", group), options)
+        for group, (rows, share) in enumerate(zip(members, shares, strict=True))
+    ]
+    found = features.each(_cluster, jobs)
+    for rows, start, (group_labels, _) in zip(members, first, found, strict=True):
+        labels[rows] = start + group_labels
+    tree.labels.append(labels)
+    tree.centroids.append(np.concatenate([centroids for _, centroids in found]))
+    tree.parents.append(np.repeat(np.arange(groups), shares))
+
+
+def _cluster(
+    features: Features, samples: NDArray[np.int64], num_clusters: int, seed: int, options: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels and centroids of some rows; samples ascending."""
+    values, cuts = features.rows(samples), range(0, len(samples), _BLOCK_ROWS)
+    blocks = [Block(samples[cut : cut + _BLOCK_ROWS], values[cut : cut + _BLOCK_ROWS]) for cut in cuts]
+    found = kmeans(LocalFeatures(blocks), num_clusters, seed=seed, **options)
+    return found.labels, found.centroids
+
+
+def _num_distinct(features: Features, samples: NDArray[np.int64], most: int) -> int:
+    """How many distinct rows a group has; no more than `most` matter."""
+    seen: set[bytes] = set()
+    for start in range(0, len(samples), _BLOCK_ROWS):
+        seen.update(map(bytes, digest_rows(features.rows(samples[start : start + _BLOCK_ROWS]))))
+        if len(seen) >= most:
+            break
+    return len(seen)
+
+
+def _shares(distinct: NDArray[np.int64], members: Sequence[NDArray[np.intp]], size: int) -> NDArray[np.int64]:
+    """How many clusters each group gets: one, and of the rest what its rows ask for most, never more than distinct."""
+    if distinct.sum() < size:
+        raise UserError(too_few(int(distinct.sum()), size))
+    rows = np.array([len(group) for group in members], np.float64)
+    shares = np.minimum(np.maximum(1, np.floor(rows / rows.sum() * size).astype(np.int64)), distinct)
+    while shares.sum() != size:
+        wish = rows / rows.sum() * size - shares
+        if shares.sum() < size:
+            shares[np.argmax(np.where(shares < distinct, wish, -np.inf))] += 1
+        else:
+            shares[np.argmin(np.where(shares > 1, wish, np.inf))] -= 1
+    return shares

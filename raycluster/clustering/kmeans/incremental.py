@@ -1,0 +1,60 @@
+"""Late steps of k-means: once most centroids stay where they are, their rows compare them with the few that moved.
+
+What was a row's nearest centroid and stayed is still the nearest of all that stayed, so the list of candidates is that
+one and those that moved: exact, and nothing is remembered of a row but its label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering.search.assign import Engine, assign
+from raycluster.clustering.search.centroids import Target
+from raycluster.clustering.search.float32 import slacks
+from raycluster.clustering.search.rerank import decide
+
+_SPARED = 1024  # centroids that a row need not look at, for which the comparison with its own pays
+_ROWS = 256
+
+
+def few(moved: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    """Which centroids moved, (m,), if these are so few that it pays to know; moved: (K,)."""
+    count = int(np.count_nonzero(moved))
+    pays = not count or (4 * count <= len(moved) and len(moved) - count >= _SPARED)
+    return np.flatnonzero(moved) if pays else None
+
+
+def assign_again(
+    values: NDArray[np.floating], target: Target, engine: Engine, previous: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Labels (n,) of `assign`; previous: (n,) labels before those centroids moved that target.moved names."""
+    assert target.moved is not None
+    stayed = np.ones(len(target.centroids), np.bool_)
+    stayed[target.moved] = False
+    at_rest, labels = stayed[previous], previous.copy()
+    labels[~at_rest] = assign(values[~at_rest], target, engine, previous[~at_rest])
+    if len(target.moved):
+        rows, own = values[at_rest], previous[at_rest]
+        rivals = target.moved[assign(rows, target.movers, engine)]
+        parts = [slice(start, start + _ROWS) for start in range(0, len(rows), _ROWS)]
+        nearer = [_nearer(rows[part], np.stack([own[part], rivals[part]], axis=1), target) for part in parts]
+        labels[at_rest] = np.concatenate([own[:0], *nearer])
+    return labels
+
+
+def _nearer(values: NDArray[np.floating], pairs: NDArray[np.int64], target: Target) -> NDArray[np.int64]:
+    """The nearer of each row's two centroids, (n, 2): by float32 scores as in `searches.float_search`, else float64."""
+    rows = torch.from_numpy(values.astype(np.float32, copy=False) - target.centre)
+    centroids, columns = torch.from_numpy(target.centroids), torch.from_numpy(pairs)
+    centred = centroids[columns].sub_(torch.from_numpy(target.centre))
+    scores = centred.mul_(rows[:, None]).sum(dim=2).add_(target.offsets[columns])
+    slack = slacks(torch.linalg.vector_norm(rows, dim=1), target)
+    lead = scores[:, 1] - scores[:, 0]
+    labels = np.where((lead > 0).numpy(), pairs[:, 1], pairs[:, 0])
+    doubtful = ~(lead.abs() > slack).numpy()  # negated, so that NaN counts as too close
+    if doubtful.any():
+        places = np.repeat(np.arange(np.count_nonzero(doubtful)), 2)
+        labels[doubtful] = decide(values[doubtful], places, pairs[doubtful].ravel(), target.centroids)
+    return labels

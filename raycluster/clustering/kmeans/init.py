@@ -1,0 +1,237 @@
+"""Where k-means begins: distinct random rows, scalable k-means++, given centroids, or the means of given labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.clustering.fixed_point import (
+    Labelled,
+    Sums,
+    means,
+    merge,
+    parts,
+    select,
+    spans,
+    spread_scale,
+    sum_scale,
+    total,
+)
+from raycluster.clustering.search import int8_cpu
+from raycluster.clustering.search.assign import Engine, assign
+from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.rerank import squared_distances
+from raycluster.features.matrix import Extent, Features
+from raycluster.seeding import generator, seed_for
+from raycluster.types import Block, UserError
+
+Init: TypeAlias = "Literal['random', 'k-means++'] | NDArray[np.floating] | NDArray[np.integer]"
+
+_SPLIT = 1 / 1024
+_ROUNDS = 4
+_ROWS = 256
+_SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+def start(
+    features: Features, num_clusters: int, init: Init, *, size: Extent, seed: int, engine: Engine
+) -> tuple[NDArray[np.float32], int]:
+    """The first centroids (K, D), and how many of them had to be split off others."""
+    if isinstance(init, str):
+        if init not in ("random", "k-means++"):
+            raise UserError(f"init must be 'random', 'k-means++', centroids or labels; seen {init!r}")
+        chosen = random_rows(features, num_clusters, seed)
+        return (_scalable(features, chosen, size, seed, engine) if init == "k-means++" else chosen), 0
+    given = np.asarray(init)
+    if given.ndim == 2 and np.issubdtype(given.dtype, np.floating):
+        if given.shape != (num_clusters, features.dim) or not np.isfinite(given).all():
+            raise UserError(
+                f"init must be finite centroids of shape ({num_clusters}, {features.dim}); seen {given.shape} with "
+                f"{int((~np.isfinite(given)).sum())} values that are not finite"
+            )
+        return given.astype(np.float32), 0  # a copy: k-means writes over it
+    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer) or given.max(initial=0) >= num_clusters:
+        raise UserError(
+            f"init must be 'random', 'k-means++', ({num_clusters}, {features.dim}) floats, or labels below "
+            f"{num_clusters} by sample id; seen {given.dtype} of shape {given.shape}, largest {given.max(initial=0)}"
+        )
+    centroids, sizes = np.zeros((num_clusters, features.dim), np.float32), np.empty(num_clusters, np.int64)
+    scale = sum_scale(size)
+    for span in spans(num_clusters, features):
+        summed: Sums = features.fold(_sum_labels, given, span, scale, combine=merge)
+        totals, (sizes[span],) = total(summed)
+        for part, inner in parts(span):
+            centroids[part] = means(totals[inner], sizes[part], scale, centroids[part])
+    if not sizes.any():
+        raise UserError("init labels: none of the samples has a label >= 0; give init='random' for a fresh start")
+    pairs = donors(sizes, generator(seed, "kmeans split", 0))
+    halve(centroids, pairs)
+    return centroids, len(pairs)
+
+
+def donors(sizes: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Every empty cluster, and one to be halved for it, drawn in proportion to its size - 1; none of one row is."""
+    sizes, pairs = sizes.copy(), []
+    for empty in np.flatnonzero(sizes == 0).tolist():
+        surplus = np.cumsum(np.maximum(sizes - 1, 0))
+        if not surplus[-1]:
+            break
+        donor = int(np.searchsorted(surplus, rng.integers(surplus[-1]), side="right"))
+        sizes[empty] = sizes[donor] // 2
+        sizes[donor] -= sizes[empty]
+        pairs.append((empty, donor))
+    return pairs
+
+
+def halve(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> None:
+    """Give empty clusters one half of their donors, in place: its centroid times 1 +- 1/1024, by dimension (faiss)."""
+    apart = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
+    for empty, donor in pairs:
+        centroids[empty] = centroids[donor] * (1 + apart)
+        centroids[donor] *= 1 - apart
+
+
+def random_rows(features: Features, num_clusters: int, seed: int) -> NDArray[np.float32]:
+    """The first K distinct rows in a seeded order of the sample ids; UserError if there are not so many."""
+    order = np.concatenate(features.collect(_samples))
+    order.sort()
+    generator(seed, "kmeans init").shuffle(order)
+    count = num_clusters
+    while len(chosen := _distinct(features, order[:count])) < num_clusters:
+        if count >= len(order):
+            raise UserError(too_few(len(chosen), num_clusters))
+        count *= 2
+    order = order[chosen[:num_clusters]]
+    return features.rows(order)
+
+
+def _distinct(features: Features, samples: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The places, ascending, of samples whose rows are not those of an earlier one."""
+    drawn = np.sort(samples)
+    found, digests = (np.concatenate(column) for column in zip(*features.collect(_digests, drawn), strict=True))
+    _, first = np.unique(digests[np.argsort(found)[np.searchsorted(drawn, samples)]], return_index=True)
+    return np.sort(first)
+
+
+def too_few(num_distinct: int, num_clusters: int) -> str:
+    """The message for fewer distinct rows than clusters."""
+    return (
+        f"only {num_distinct} distinct rows of features for num_clusters={num_clusters}: lower num_clusters, remove "
+        f"duplicate images, or look for a collapsed network (many images with the same features)"
+    )
+
+
+def _sum_labels(block: Block, table: NDArray[np.integer], span: slice, scale: float) -> Sums:
+    """Sums by known labels; table is indexed by sample id, ids beyond it have no label."""
+    known = block.samples < len(table)
+    labels = np.full(len(block.samples), -1, np.int64)
+    labels[known] = table[block.samples[known]]
+    values, labels = select(block.values, labels, span)
+    num_clusters = span.stop - span.start
+    counts = np.bincount(labels, minlength=num_clusters)
+    return Labelled(values, labels, num_clusters, scale, int8_cpu.support() is not None, (counts,))
+
+
+# ------------------------------------------------------------------------------------------------- scalable k-means++
+
+
+def _scalable(
+    features: Features, rows: NDArray[np.float32], size: Extent, seed: int, engine: Engine
+) -> NDArray[np.float32]:
+    """K rows far apart: k-means|| (Bahmani et al. 2012, algorithm 2), a few passes instead of K.
+
+    Every pass draws about K / 2 rows in proportion to their squared distance from those drawn before; of these,
+    weighted by the rows nearest to them, K are chosen by k-means++. rows: distinct ones, the first
+    is the start, and the last resort where too few were drawn.
+    """
+    num_clusters = len(rows)
+    chosen = rows[:1]
+    for number in range(_ROUNDS):
+        target, unit = prepare(chosen), spread_scale(size, rows)
+        cost = sum(features.collect(_cost, target, unit, engine))
+        if not cost:
+            break
+        share = max(1.0, num_clusters / 2) / cost
+        key = seed_for(seed, "kmeans||", number)
+        drawn = np.sort(np.concatenate(features.collect(_draw, target, unit * share, key, engine)))
+        chosen = np.concatenate([chosen, features.rows(drawn)])
+    pool = np.concatenate([chosen, rows])
+    digests = [digest_rows(pool[start : start + _ROWS]) for start in range(0, len(pool), _ROWS)]
+    _, first = np.unique(np.concatenate(digests), return_index=True)
+    if len(first) < len(pool):
+        pool = pool[np.sort(first)]
+    weights = sum(features.collect(_counts, prepare(pool), engine))
+    return _plus_plus(pool, np.asarray(weights, np.float64), num_clusters, generator(seed, "kmeans++"))
+
+
+def _cost(block: Block, target: Target, unit: float, engine: Engine) -> int:
+    """Sum of squared distances in whole units, the same in any order."""
+    distances = squared_distances(block.values, target.centroids, assign(block.values, target, engine))
+    return int(np.rint(distances * unit).astype(np.int64).sum())
+
+
+def _draw(block: Block, target: Target, share: float, key: int, engine: Engine) -> NDArray[np.int64]:
+    """The samples drawn, each with a chance of share times its squared distance."""
+    distances = squared_distances(block.values, target.centroids, assign(block.values, target, engine))
+    drawn: NDArray[np.int64] = block.samples[_uniform(block.samples, key) < share * distances]
+    return drawn
+
+
+def _uniform(samples: NDArray[np.int64], key: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for each sample id, by splitmix64: the same wherever the sample lies."""
+    step, first, second = _SPLITMIX
+    with np.errstate(over="ignore"):
+        state = (samples.astype(np.uint64) ^ np.uint64(key)) * step + step
+        state = (state ^ (state >> np.uint64(30))) * first
+        state = (state ^ (state >> np.uint64(27))) * second
+    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _counts(block: Block, target: Target, engine: Engine) -> NDArray[np.int64]:
+    return np.bincount(assign(block.values, target, engine), minlength=len(target.centroids))
+
+
+def _plus_plus(
+    pool: NDArray[np.float32], weights: NDArray[np.float64], num_clusters: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Weighted k-means++ (Arthur and Vassilvitskii 2007) on rows that are all different."""
+    least = np.full(len(pool), np.inf)
+    chances = weights
+    chosen: list[int] = []
+    for _ in range(num_clusters):
+        free = chances if chances.sum() > 0 else np.isin(np.arange(len(pool)), chosen, invert=True).astype(np.float64)
+        cumulated = np.cumsum(free)
+        place = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
+        chosen.append(place)
+        for start in range(0, len(pool), _ROWS):
+            part = slice(start, start + _ROWS)
+            apart = np.subtract(pool[part], pool[place], dtype=np.float64)
+            least[part] = np.minimum(least[part], np.square(apart, out=apart).sum(axis=1))
+        chances = weights * least
+    return pool[chosen]
+
+
+def _samples(block: Block) -> NDArray[np.int64]:
+    return block.samples
+
+
+def _digests(block: Block, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bytes_]]:
+    """Those of the samples (ascending) that are in this block, and digests of their rows."""
+    found, digests = [block.samples[:0]], [np.empty(0, "V16")]
+    for start in range(0, len(block.samples), _ROWS):
+        known, values = block.samples[start : start + _ROWS], block.values[start : start + _ROWS]
+        inside = samples[np.searchsorted(samples, known).clip(max=len(samples) - 1)] == known
+        found.append(known[inside])
+        digests.append(digest_rows(values[inside]))
+    return np.concatenate(found), np.concatenate(digests)
+
+
+def digest_rows(values: NDArray[np.floating]) -> NDArray[np.bytes_]:
+    """16 bytes per row, equal for equal rows; adding 0 makes -0.0 and 0.0 one."""
+    rows = np.add(values, np.float32(0), dtype=np.float32)
+    digests = b"".join(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
+    return np.frombuffer(digests, "V16")

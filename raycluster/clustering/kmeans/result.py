@@ -1,0 +1,68 @@
+"""What k-means gives, what it can be asked afterwards, and how it is kept in a file."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.clustering.search.assign import Engine, nearest
+from raycluster.io import storage
+from raycluster.types import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """A clustering. Row i belongs to samples[i] (ascending); labels[i] is the nearest of the returned centroids.
+
+    centroids: (K, D) float32. samples, labels: (N,) int64. inertia: sum of squared distances before each step, and
+    at last that of the result. sizes: (K,) int64, none zero. num_repaired: how many centroids replaced an empty one's.
+    engine: what searched. spherical: whether rows were divided by their norm before.
+    """
+
+    centroids: NDArray[np.float32]
+    samples: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    inertia: list[float]
+    sizes: NDArray[np.int64]
+    num_repaired: int
+    engine: str = "torch"
+    spherical: bool = False
+
+    def predict(self, values: NDArray[np.floating], *, engine: Engine = "auto") -> NDArray[np.int64]:
+        """Labels (n,) of other rows (n, D), array or tensor. Raises UserError if the width or a value does not fit."""
+        rows = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values))
+        rows = rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
+        return nearest(unit_rows(rows) if self.spherical else rows, self.centroids, engine=engine)[0]
+
+    def save(self, uri: str) -> None:
+        """Write everything to one .npz file at a path or URI, in one step."""
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        np.savez(buffer, **arrays)
+        storage.write_bytes(uri, buffer.getvalue())
+
+
+def load_kmeans(uri: str) -> KMeans:
+    """Read what `KMeans.save` wrote. Raises UserError if there is nothing or something else at the path or URI."""
+    try:
+        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as saved:
+            found = {name: saved[name] for name in saved.files}
+        arrays = {name: found.pop(name) for name in ("centroids", "samples", "labels", "sizes")}
+        return KMeans(**arrays, **{name: value.tolist() for name, value in found.items()})
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{storage.shown(uri)} is not a saved clustering (.npz written by KMeans.save): {error}"
+        ) from None
+
+
+def unit_rows(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, D) rows divided by their Euclidean norm; zero rows stay zero."""
+    rows = values.astype(np.float64)
+    norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+    return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)

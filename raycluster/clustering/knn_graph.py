@@ -1,0 +1,96 @@
+"""The exact nearest neighbours of every row: proposed by float32 products, decided by float64 distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.rerank import pair_distances, product_error
+from raycluster.features.matrix import Features, device, extent
+from raycluster.types import Block, UserError
+
+_DATABASE_ROWS = 1 << 14
+_TILE_ROWS = 256
+_SPARE = 8
+
+
+def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(N, k) sample ids of the nearest other rows and their squared distances, by ascending sample id of the row.
+
+    Equally near ones come in ascending order. The database goes past the blocks in parts, so memory is bounded.
+    """
+    num_rows = extent(features).num_rows
+    if not 1 <= k < num_rows:
+        raise UserError(f"k must be at least 1 and below the number of rows, {num_rows}; seen {k}")
+    samples = np.concatenate(features.collect(_samples))
+    order = np.argsort(samples)
+    database = samples[order]
+    ids, apart = np.empty((num_rows, 0), np.int64), np.empty((num_rows, 0))
+    for start in range(0, num_rows, _DATABASE_ROWS):
+        part = database[start : start + _DATABASE_ROWS]
+        found = features.collect(_search, prepare(features.rows(part)), part, k)
+        new_ids, new_apart = (np.concatenate(column)[order] for column in zip(*found, strict=True))
+        ids, apart = _best(np.hstack([ids, new_ids]), np.hstack([apart, new_apart]), k)
+    return ids, apart.astype(np.float32)
+
+
+def _best(ids: NDArray[np.int64], apart: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The k nearest of each row; id -1 is nobody, infinitely far."""
+    order = np.lexsort((ids, apart), axis=1)[:, :k]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(apart, order, axis=1)
+
+
+def _search(
+    block: Block, target: Target, part: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    width = min(k, len(part))
+    ids, apart = np.full((len(block.samples), width), -1), np.full((len(block.samples), width), np.inf)
+    for start in range(0, len(block.samples), _TILE_ROWS):
+        rows = slice(start, start + _TILE_ROWS)
+        values = block.values[rows].astype(np.float32, copy=False)
+        ids[rows], apart[rows] = _search_tile(values, block.samples[rows], target, part, width)
+    return ids, apart
+
+
+def _search_tile(
+    values: NDArray[np.float32], own: NDArray[np.int64], target: Target, part: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The few of `part` that come first for each row; one that a row's rounding errors could hide is looked at too."""
+    where = device()
+    rows = torch.from_numpy(values - target.centre).to(where)
+    scores = torch.addmm(target.offsets.to(where), rows, target.centred.to(where).T)
+    most = min(width + 1 + _SPARE, len(part))
+    best, columns = scores.topk(most, dim=1)
+    norm = torch.linalg.vector_norm(rows, dim=1)
+    error = product_error(values.shape[1]) * target.reach * (norm + target.reach / 2) + values.shape[1] * 2.0**-125
+    # One more than asked for, because one of them may be the row itself.
+    floor = best[:, min(width, most - 1)] - error
+    hidden = (~(best[:, -1] < floor)).cpu().numpy() if most < len(part) else np.zeros(len(values), bool)
+    ids, apart = _decide(values, own, target, part, columns.cpu().numpy())
+    ids, apart = _best(ids, apart, width)
+    for row in np.flatnonzero(hidden):
+        near = torch.nonzero(~(scores[row] < floor[row]))[:, 0].cpu().numpy()
+        one = slice(row, row + 1)
+        ids[one], apart[one] = _best(*_decide(values[one], own[one], target, part, near[None]), width)
+    return ids, apart
+
+
+def _decide(
+    values: NDArray[np.float32],
+    own: NDArray[np.int64],
+    target: Target,
+    part: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids and exact distances of these columns; the row itself is infinitely far."""
+    rows = np.repeat(np.arange(len(values)), columns.shape[1])
+    apart = pair_distances(values, rows, target.centroids, columns.ravel()).reshape(columns.shape)
+    ids = part[columns]
+    apart[ids == own[:, None]] = np.inf
+    return np.where(np.isinf(apart), -1, ids), apart
+
+
+def _samples(block: Block) -> NDArray[np.int64]:
+    return block.samples

@@ -1,0 +1,1 @@
+"""Nearest centroids: fast proposals with proven error bounds, decided exactly."""

@@ -1,0 +1,86 @@
+"""The nearest centroid of every row: proposed by a fast product, decided exactly.
+
+The engines differ in what proposes: `int8` the compiled kernel (8-bit products, several times as fast as float32),
+`torch` its products of bytes where the processor or the GPU has fast ones, else of float32, `faiss` its flat index;
+`auto` takes the faster of the first two. What proposes has a proven error bound, so rows for which it is not clear are
+known; they are decided by float64 distances, pair by pair. Hence labels depend on the row and the centroids alone: not
+on the block, the engine, the device or the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.clustering.search import int8_cpu, int8_cuda
+from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.float32 import Search, faiss_search, float_search, in_tiles
+from raycluster.clustering.search.int8_torch import byte_search, can_search
+from raycluster.clustering.search.rerank import squared_distances
+from raycluster.features.matrix import device
+from raycluster.types import UserError
+
+Engine = Literal["auto", "int8", "torch", "faiss"]
+
+_KERNEL_ROWS = 4096
+
+
+def nearest(
+    values: NDArray[np.floating], centroids: NDArray[np.floating], *, engine: Engine = "auto"
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Label every row with its nearest centroid; the lowest of several equally near ones.
+
+    values: (n, D) float32 or float16. centroids: (K, D). Gives labels (n,) and squared Euclidean distances (n,).
+    Temporary memory is bounded whatever n and K. Raises UserError if widths differ or values are not finite.
+    """
+    exact = np.asarray(centroids, np.float32)
+    if exact.ndim != 2 or not len(exact) or values.shape[1:] != exact.shape[1:]:
+        raise UserError(f"centroids must be (K, {values.shape[1]}) like the rows of features; seen {exact.shape}")
+    for name, array in (("features", values), ("centroids", exact)):
+        if array.size and not np.isfinite(array.min() + array.max()):
+            raise UserError(f"{name} hold NaN or infinite values; nothing is nearest to those")
+    labels = assign(values, prepare(exact), engine)
+    return labels, squared_distances(values, exact, labels).astype(np.float32)
+
+
+def assign(
+    values: NDArray[np.floating], target: Target, engine: Engine = "auto", previous: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Labels (n,) of `nearest`, for finite values and centroids already prepared.
+
+    previous: (n,) labels that may be right or nearly so (any number for none); they save time and change no label.
+    """
+    chosen = choose(engine)
+    if chosen == "int8" and target.packed is not None:
+        return _kernel_assign(values, target, target.packed, previous)
+    return in_tiles(values, *(faiss_search(target) if chosen == "faiss" else _torch_search(target)))
+
+
+def choose(engine: Engine) -> Engine:
+    """The engine that does the work here: `auto` becomes the fastest; without a kernel `int8` becomes `torch`."""
+    if engine == "auto":
+        return "int8" if device().type == "cpu" and int8_cpu.support() in (int8_cpu.AVX512, int8_cpu.AVX2) else "torch"
+    return "torch" if engine == "int8" and int8_cpu.support() is None else engine
+
+
+def _kernel_assign(
+    values: NDArray[np.floating], target: Target, packed: int8_cpu.Packed, previous: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    labels = np.empty(len(values), np.int64)
+    for start in range(0, len(values), _KERNEL_ROWS):
+        part = slice(start, start + _KERNEL_ROWS)
+        tile = values[part].astype(np.float32, copy=False)
+        labels[part], undecided = int8_cpu.search(tile, packed, None if previous is None else previous[part])
+        if undecided:
+            open_rows = np.flatnonzero(labels[part] < 0)
+            labels[start + open_rows] = assign(tile[open_rows], target, "torch")
+    return labels
+
+
+def _torch_search(target: Target) -> tuple[Search, int]:
+    where = device()
+    if where.type == "cuda" and int8_cuda.can_search(target, where):
+        return int8_cuda.gpu_search(target, where)
+    return byte_search(target) if can_search(target) else float_search(target)

@@ -1,0 +1,117 @@
+"""Centroids made ready for a search; do it once for many blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering.search import int8_cpu
+
+# A norm in float32 is off by at most (D + 8) 2^-24; one product and one sum by far less than 2^-19 of their size.
+_INFLATE = 1.001
+ROUNDING = 2.0**-19
+# Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
+_SMALLEST = 2.0**-67
+_VANISHED = 2.0**-7
+_CLUSTERS = 64
+
+
+class Rounded(NamedTuple):
+    """Vectors v as 8-bit whole numbers. values: (n, D) int8. scales, norms, errors: (n,) with |v| <= norms and
+    |v - scales values| <= errors.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    norms: torch.Tensor
+    errors: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Centroids made ready for a search, when first needed. Distances are taken about their mean, where float32
+    cancels least.
+
+    centroids: (K, D) float32. moved: (m,) which of them moved since rows were last labelled; None if any may have.
+    """
+
+    centroids: NDArray[np.float32]
+    moved: NDArray[np.int64] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Target, (self.centroids, self.moved)  # the rest costs less to compute than to send
+
+    @cached_property
+    def movers(self) -> Target:
+        """Those that moved."""
+        return Target(self.centroids[self.moved])
+
+    @cached_property
+    def centre(self) -> NDArray[np.float32]:
+        """(D,) their mean."""
+        mean: NDArray[np.float32] = self.centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+
+    @cached_property
+    def _squares(self) -> NDArray[np.float64]:
+        squares = np.empty(len(self.centroids))
+        for start in range(0, len(squares), _CLUSTERS):
+            part = slice(start, start + _CLUSTERS)
+            squares[part] = np.square(self.centroids[part] - self.centre, dtype=np.float64).sum(axis=1)
+        return squares
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """(K,) -|centroids - centre|^2 / 2."""
+        return torch.from_numpy((-self._squares / 2).astype(np.float32))
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest norm of centroids - centre."""
+        return float(np.sqrt(self._squares.max()))
+
+    @cached_property
+    def packed(self) -> int8_cpu.Packed | None:
+        """What the compiled kernel scans; None where there is no kernel or its error bounds do not hold."""
+        instructions = int8_cpu.support()
+        if instructions is None:
+            return None
+        return int8_cpu.pack(self.centroids, self.centre, self.offsets.numpy(), self.reach, instructions)
+
+    @cached_property
+    def centred(self) -> torch.Tensor:
+        """(K, D) centroids - centre."""
+        return torch.from_numpy(self.centroids - self.centre)
+
+    @cached_property
+    def rounded(self) -> Rounded:
+        """The centred centroids as products of bytes read them."""
+        starts = range(0, len(self.centroids), _CLUSTERS)
+        found = [round_rows(torch.from_numpy(self.centroids[at : at + _CLUSTERS] - self.centre)) for at in starts]
+        return Rounded(*map(torch.cat, zip(*found, strict=True)))
+
+    @cached_property
+    def held(self) -> dict[torch.device, Any]:
+        """What a search keeps of it on other devices."""
+        return {}
+
+
+def prepare(centroids: NDArray[np.floating], moved: NDArray[np.int64] | None = None) -> Target:
+    """Make (K, D) centroids ready; moved: as in `Target`."""
+    return Target(np.ascontiguousarray(centroids, np.float32), moved)
+
+
+def round_rows(rows: torch.Tensor, room: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)) -> Rounded:
+    """Round (n, D) float32 rows to 8 bits, each with a scale of its own. room: two of that shape to write over."""
+    scales = (torch.abs(rows, out=room[0]).amax(dim=1) / 127).clamp_min_(_SMALLEST)
+    whole = torch.div(rows, scales[:, None], out=room[0]).round_()
+    vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)
+    norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE + vanished
+    left = torch.addcmul(rows, whole, scales[:, None], value=-1, out=room[1])
+    misses = torch.linalg.vector_norm(left, dim=1) * _INFLATE
+    return Rounded(whole.to(torch.int8), scales, norms, misses + norms * ROUNDING + vanished)

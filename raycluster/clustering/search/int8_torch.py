@@ -1,0 +1,178 @@
+"""The search of engine="torch" on processors that multiply bytes fast (VNNI): several times a float32 product.
+
+A row x and a centroid c (both about the centroids' mean) are rounded to 8 bits with a scale each, x = s X + dx and
+c = S C + dC. Then |x.c - s S X.C| <= |dx| |c| + (|x| + |dx|) |dc| (Cauchy-Schwarz), where all norms are known: every
+score x.c - |c|^2 / 2 has an upper end. The float32 score of the centroid whose upper end is highest bounds the best
+from below, and what cannot reach it is out. The few that remain are computed in float32, near-ties of these in float64.
+`kernel.c` does the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raycluster.clustering.search.centroids import ROUNDING, Rounded, Target, round_rows
+from raycluster.clustering.search.float32 import Search, float_search, in_tiles, slacks
+from raycluster.clustering.search.rerank import decide
+from raycluster.features.matrix import device
+
+# Large enough for the calls of Python to matter little, small enough for the caches.
+_TILE_ROWS = 1024
+_TILE_SCORES = 1 << 20
+_PANEL_SCORES = 1 << 18
+GROUP = 16  # scores that are looked at one by one if the highest of them comes into question
+_VECTOR = 16
+_CANDIDATES = 32  # per row; with more, float32 products of everything cost less
+_REACH = (2.0**-40, 2.0**40)
+_LARGEST_DIM = 1 << 15
+
+
+class Pairs(NamedTuple):
+    """Rows (ascending) and centroids that may be their nearest, (p,) int64 each."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+class _Room(threading.local):
+    """Memory that a thread uses again for every tile: to ask the system for it anew would take a third of the time."""
+
+    def __init__(self) -> None:
+        self.whole = torch.empty(_PANEL_SCORES, dtype=torch.int32)
+        self.scaled = torch.empty(_PANEL_SCORES)
+        self.num_centroids = 0
+        self.tops = torch.empty(0, 0)
+        self.rows = np.empty((0, 0), np.float32)
+
+    def centred(self, tile: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+        """tile - centre."""
+        if len(self.rows) < len(tile) or self.rows.shape[1] != tile.shape[1]:
+            self.rows = np.empty(tile.shape, np.float32)
+        return np.subtract(tile, centre, out=self.rows[: len(tile)])
+
+    def two(self, num_rows: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where no panel is: (n, D) float32 twice, at most _PANEL_SCORES values each."""
+        flat = self.whole.view(torch.float32), self.scaled
+        return flat[0][: num_rows * dim].view(num_rows, dim), flat[1][: num_rows * dim].view(num_rows, dim)
+
+    def reserve(self, num_rows: int, num_centroids: int) -> torch.Tensor:
+        """(n, K padded) that ends with -infinity."""
+        if num_rows > len(self.tops) or num_centroids != self.num_centroids:
+            lane = GROUP * _VECTOR
+            self.tops = torch.full((num_rows, -(-num_centroids // lane) * lane), -torch.inf)
+            self.num_centroids = num_centroids
+        return self.tops[:num_rows]
+
+
+_room = _Room()
+
+
+def can_search(target: Target) -> bool:
+    """Whether the processor multiplies bytes fast, and the error bounds hold for these centroids."""
+    fast = device().type == "cpu" and torch.cpu.get_capabilities().get("avx512_vnni", False)
+    return fast and within_bounds(target)
+
+
+def within_bounds(target: Target) -> bool:
+    """Whether the error bounds of products of bytes hold for these centroids."""
+    return _REACH[0] < target.reach < _REACH[1] and len(target.centre) <= _LARGEST_DIM
+
+
+def byte_search(target: Target) -> tuple[Search, int]:
+    """A search by products of bytes, and the number of rows it wants at a time."""
+
+    def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
+        rows = torch.from_numpy(_room.centred(tile, target.centre))
+        parts = [round_rows(part, _room.two(*part.shape)) for part in rows.split(_PANEL_SCORES // rows.shape[1])]
+        return label(tile, rows, Rounded(*map(torch.cat, zip(*parts, strict=True))), target, _candidates)
+
+    return search, min(_TILE_ROWS, max(64, _TILE_SCORES // len(target.centroids)))
+
+
+def label(
+    tile: NDArray[np.float32],
+    rows: torch.Tensor,
+    rounded: Rounded,
+    target: Target,
+    propose: Callable[[torch.Tensor, Rounded, Target], Pairs | None],
+) -> NDArray[np.int64]:
+    """Labels (n,) of a tile, decided among the candidates proposed for its rows; among all centroids if None are.
+
+    rows: tile - target.centre, where `propose` wants them.
+    """
+    pairs = None
+    if bool((rounded.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
+        pairs = propose(rows, rounded, target)
+    return in_tiles(tile, *float_search(target)) if pairs is None else _settle(tile, pairs, target)
+
+
+def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
+    """Upper ends of the scores of all centroids, (n, K padded)."""
+    centroids, num_rows, num_centroids = target.rounded, len(rounded.scales), len(target.offsets)
+    tops, panel = _room.reserve(num_rows, num_centroids), max(1, _PANEL_SCORES // num_rows)
+    # In units of a row's scale both errors are of like size for all rows, however long.
+    error, length = (float((size / rounded.scales).max()) for size in (rounded.errors, rounded.norms + rounded.errors))
+    missing = error * centroids.norms + length * centroids.errors
+    ends = target.offsets + centroids.norms.square() * ROUNDING
+    for start in range(0, num_centroids, panel):
+        part = slice(start, min(start + panel, num_centroids))
+        shape = num_rows, part.stop - start
+        whole, scaled = (flat[: shape[0] * shape[1]].view(shape) for flat in (_room.whole, _room.scaled))
+        torch._int_mm(rounded.values, centroids.values[part].T, out=whole)
+        torch.addcmul(missing[part], scaled.copy_(whole), centroids.scales[part], out=scaled)
+        torch.addcmul(ends[part], scaled, rounded.scales[:, None], out=tops[:, part])
+    return tops
+
+
+def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target) -> Pairs | None:
+    """The centroids that may be nearest by their float32 scores; None if they are very many."""
+    tops, slack = _upper_ends(rounded, target), slacks(rounded.norms, target)
+    groups, everyone = tops.shape[1] // GROUP, torch.arange(len(rows))
+    highest = tops.view(len(rows), GROUP, groups).amax(dim=1)
+    group = highest.argmax(dim=1)
+    likely = Pairs(everyone, _members(tops, everyone, group).argmax(dim=1) * groups + group)
+    floor = _scores(rows, likely, target) - 2.5 * slack
+    places, found = torch.nonzero(highest >= floor[:, None], as_tuple=True)
+    which, member = torch.nonzero(_members(tops, places, found) >= floor[places, None], as_tuple=True)
+    pairs = Pairs(places[which], member * groups + found[which])
+    if len(which) > _CANDIDATES * len(rows):
+        return None
+    scores = _scores(rows, pairs, target)
+    best = torch.full((len(rows),), -torch.inf).scatter_reduce_(0, pairs.rows, scores, "amax")
+    close = scores >= (best - slack)[pairs.rows]
+    return Pairs(pairs.rows[close], pairs.columns[close])
+
+
+def _settle(tile: NDArray[np.float32], pairs: Pairs, target: Target) -> NDArray[np.int64]:
+    """The one centroid of each row, by float64 distances where there are several."""
+    rows, columns = pairs.rows.cpu().numpy(), pairs.columns.cpu().numpy()
+    labels = np.empty(len(tile), np.int64)
+    labels[rows] = columns
+    several = (np.bincount(rows) > 1)[rows]
+    if several.any():
+        rows, columns = rows[several], columns[several]
+        labels[np.unique(rows)] = decide(tile, rows, columns, target.centroids)
+    return labels
+
+
+def _members(tops: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """The scores of some groups, (n, GROUP)."""
+    first = rows * tops.shape[1] + groups
+    return tops.view(-1).take(first[:, None] + torch.arange(0, tops.shape[1], tops.shape[1] // GROUP))
+
+
+def _scores(rows: torch.Tensor, pairs: Pairs, target: Target) -> torch.Tensor:
+    """Scores of pairs in float32."""
+    centroids, centre, dim = torch.from_numpy(target.centroids), torch.from_numpy(target.centre), rows.shape[1]
+    size, products = max(1, _PANEL_SCORES // dim), []
+    for those, columns in zip(pairs.rows.split(size), pairs.columns.split(size), strict=True):
+        left, right = _room.two(len(those), dim)
+        torch.index_select(centroids, 0, columns, out=left).sub_(centre)
+        products.append(left.mul_(torch.index_select(rows, 0, those, out=right)).sum(dim=1))
+    return torch.cat(products) + target.offsets[pairs.columns]

@@ -1,0 +1,120 @@
+"""The kernel of `gpu_search`, which Triton compiles when it is first called. To import this needs Triton.
+
+Centroids are scanned in blocks of 128, each in 8 groups of 16 that follow each other. Within a block their order is
+changed: the members of a group lie 8 apart, where the tensor cores leave them in the registers of one thread.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn.functional import pad
+
+from raycluster.clustering.search.centroids import ROUNDING, Rounded
+from raycluster.clustering.search.int8_torch import GROUP
+
+_ROWS, _COLUMNS = 128, 128
+_BLOCKS = 16  # that one program scans at most: enough for loading its rows to matter little
+_PROGRAMS = 1024  # several for each processor of the GPU; with fewer, programs scan fewer blocks
+_LONGEST = 256  # vectors up to this length are multiplied in one piece, longer ones in pieces
+_PIECE = 128
+
+
+class Packed(NamedTuple):
+    """Vectors in whole blocks. values: (n padded, D padded) int8. tables: (number of tables, n padded) float32."""
+
+    values: torch.Tensor
+    tables: torch.Tensor
+
+
+def pack_rows(rounded: Rounded) -> Packed:
+    """Rows as the kernel reads them: scales, and both errors in units of these."""
+    lengths = (rounded.norms + rounded.errors) / rounded.scales
+    tables = torch.stack([rounded.scales, rounded.errors / rounded.scales, lengths])
+    missing = -len(rounded.values) % _ROWS
+    return Packed(_widened(rounded.values, missing), pad(tables, (0, missing)))
+
+
+def pack_centroids(rounded: Rounded, offsets: torch.Tensor) -> Packed:
+    """Centroids as the kernel reads them; the last block ends with some that are near to nothing. offsets: (K,)."""
+    missing = -len(offsets) % _COLUMNS
+    ends = pad(offsets + rounded.norms.square() * ROUNDING, (0, missing), value=-torch.inf)
+    tables = torch.stack([*(pad(table, (0, missing)) for table in rounded[1:]), ends])
+    order = torch.arange(len(ends), device=ends.device).view(-1, _COLUMNS // GROUP, GROUP).mT.flatten()
+    return Packed(_widened(rounded.values, missing).index_select(0, order), tables.index_select(1, order))
+
+
+def highest(rows: Packed, centroids: Packed) -> torch.Tensor:
+    """The highest upper end of the scores of each group of centroids, (n padded, K padded / GROUP) float32."""
+    (num_rows, dim), num_centroids = rows.values.shape, len(centroids.values)
+    found = torch.empty(num_rows, num_centroids // GROUP, device=rows.values.device)
+    tiles = num_rows // _ROWS * num_centroids // _COLUMNS
+    span = _COLUMNS * max(1, min(_BLOCKS, tiles // _PROGRAMS))
+    grid = num_rows // _ROWS, -(-num_centroids // span)
+    _highest[grid](*rows, *centroids, found, num_rows, num_centroids, span, **constants(dim), **options(dim))
+    return found
+
+
+def constants(dim: int) -> dict[str, int]:
+    """What the kernel is compiled for, by the padded length of vectors."""
+    piece = dim if dim <= _LONGEST else _PIECE
+    return {"DIM": dim, "PIECE": piece, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "GROUP": GROUP}
+
+
+def options(dim: int) -> dict[str, int]:
+    """How it is compiled: with as deep a pipeline as fits the shared memory of every GPU that Triton knows."""
+    return {"num_warps": 8, "num_stages": 2 if dim <= _LONGEST else 3, "enable_fp_fusion": True}
+
+
+def _widened(values: torch.Tensor, missing: int) -> torch.Tensor:
+    """(n, D) with so many rows more, and a number of columns that the kernel takes; zeros."""
+    dim = values.shape[1]
+    wanted = max(32, 1 << (dim - 1).bit_length()) if dim <= _LONGEST else -(-dim // _PIECE) * _PIECE
+    return pad(values, (0, wanted - dim, 0, missing))
+
+
+@triton.jit
+def _highest(
+    row_values: tl.tensor,
+    row_tables: tl.tensor,
+    centroid_values: tl.tensor,
+    centroid_tables: tl.tensor,
+    found: tl.tensor,
+    num_rows: tl.tensor,
+    num_centroids: tl.tensor,
+    span: tl.tensor,
+    DIM: tl.constexpr,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+) -> None:
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    entries = tl.arange(0, PIECE)
+    left = row_values + rows[:, None] * DIM + entries[None, :]
+    if DIM == PIECE:
+        whole = tl.load(left)
+    scales = tl.load(row_tables + rows)
+    # In units of a row's scale both errors are of like size for all rows, however long.
+    error = tl.max(tl.load(row_tables + num_rows + rows), axis=0)
+    length = tl.max(tl.load(row_tables + 2 * num_rows + rows), axis=0)
+    groups = found + rows[:, None] * (num_centroids // GROUP) + tl.arange(0, COLUMNS // GROUP)[None, :]
+    first = tl.program_id(1) * span
+    for start in range(first, tl.minimum(first + span, num_centroids), COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        right = centroid_values + columns[None, :].to(tl.int64) * DIM + entries[:, None]
+        if DIM == PIECE:
+            products = tl.dot(whole, tl.load(right), out_dtype=tl.int32)
+        else:
+            products = tl.zeros((ROWS, COLUMNS), tl.int32)
+            for at in range(0, DIM, PIECE):
+                products = tl.dot(tl.load(left + at), tl.load(right + at), products, out_dtype=tl.int32)
+        table = centroid_tables + columns
+        missing = error * tl.load(table + num_centroids) + length * tl.load(table + 2 * num_centroids)
+        scaled = products.to(tl.float32) * tl.load(table)[None, :] + missing[None, :]
+        ends = scaled * scales[:, None] + tl.load(table + 3 * num_centroids)[None, :]
+        members = tl.reshape(ends, (ROWS, GROUP, COLUMNS // GROUP))
+        tl.store(groups + start // GROUP, tl.max(members, axis=1))

@@ -1,0 +1,1 @@
+"""Balanced labels by optimal transport (Sinkhorn-Knopp)."""

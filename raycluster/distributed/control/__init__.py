@@ -1,0 +1,1 @@
+"""Messages between the job and its training workers."""

@@ -1,0 +1,1 @@
+"""Features in a pool of Ray actors."""

@@ -1,0 +1,311 @@
+"""The pool of actors that own the feature blocks and fold over them; only sums, labels and chosen rows leave it."""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, ObjectLostError, OwnerDiedError, RayActorError
+
+from raycluster.distributed.features import work_stealing
+from raycluster.features.matrix import Features, LocalFeatures, add
+from raycluster.monitoring.status import this_process
+from raycluster.runtime.workers import LostBlocks
+from raycluster.types import Block
+
+T = TypeVar("T")
+IN_FLIGHT = 8  # blocks a worker may have on their way to the pool
+_FAN_IN = 4  # sums that are added up in one place
+_TRIES = 5  # losses in one operation that are made good
+
+Restore = Callable[[ActorHandle, list[int]], None]
+"""Gives an actor that was restarted the blocks of these shards again."""
+
+
+class _Held(Sequence[Block]):
+    """Blocks in the object store, read when they are needed, without a copy."""
+
+    def __init__(self, refs: list[ray.ObjectRef]) -> None:
+        self.refs = refs
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return ray.get(self.refs[index])
+
+
+class FeatureStore:
+    """The blocks of some shards, by version. Its objects die with it; what is lost is asked for again by `have`.
+
+    Blocks lie in the object store, which Ray spills to disk if need be. The process itself holds, during an operation,
+    one sum (of k-means 8 K D bytes, but 32 MB at most), the centroids (at most 9 K D bytes), labels of its rows
+    (4 bytes each), and per thread a few MB for tiles.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, dict[int, ray.ObjectRef]] = {}
+        self.sums: dict[str, tuple[int, Any]] = {}
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to the training workers
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def add(self, version: str, shard: int, block: Block) -> None:
+        self.blocks.setdefault(version, {})[shard] = ray.put(block)
+
+    def take(self, version: str, shard: int, first: int, values: NDArray[Any], start: int, stop: int) -> None:
+        """Hold values[start:stop], which lie in the object store; their sample ids count up from `first`."""
+        chosen = values[start:stop]
+        matrix: NDArray[Any] = np.stack(list(chosen)) if chosen.dtype == object else chosen
+        floats = matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
+        self.add(version, shard, Block(np.arange(first, first + len(floats)), floats))
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def place(self) -> tuple[str, str]:
+        """The node it lives on, and its process."""
+        return ray.get_runtime_context().get_node_id(), this_process()
+
+    def have(self, version: str) -> list[int]:
+        """Shards held under `version`. Everything else is dropped: features of other weights are never mixed in."""
+        self.blocks = {version: self.blocks.get(version, {})}
+        return sorted(self.blocks[version])
+
+    def size(self, version: str) -> tuple[list[int], list[int], int]:
+        """Shards, the rows of each, the width."""
+        shards = sorted(self.blocks.get(version, {}))
+        shapes = [ray.get(self.blocks[version][shard]).values.shape for shard in shards]
+        return shards, [shape[0] for shape in shapes], max((shape[1] for shape in shapes), default=0)
+
+    def places(self, version: str, shards: list[int]) -> dict[int, ray.ObjectRef]:
+        self._require(version, shards)
+        return {shard: self.blocks[version][shard] for shard in shards}
+
+    def work(
+        self, job: str, version: str, shards: list[int], taken: list[ray.ObjectRef], call: tuple[Any, ...]
+    ) -> None:
+        """Fold over blocks of its own, or `taken` ones, and keep the sum; see `stealing.fold`."""
+        function, args, combine = call
+        features = LocalFeatures(ray.get(taken)) if taken else self._local(version, shards)
+        found = features.fold(function, *args, combine=combine)
+        count, total = self.sums.get(job, (0, None))
+        self.sums[job] = count + 1, combine(total, found) if count else found
+
+    def finish(self, job: str, times: int) -> Any:
+        """The sum of so many calls of `work`."""
+        count, total = self.sums.pop(job, (0, None))
+        if count != times:
+            raise LostBlocks("this actor was restarted in the middle of an operation")
+        return total
+
+    def forget(self, job: str) -> None:
+        """Free what `work` kept for a job that failed elsewhere."""
+        self.sums.pop(job, None)
+
+    def solve(self, blocks: list[ray.ObjectRef], function: Callable[..., T], job: tuple[Any, ...]) -> T:
+        """One whole problem on rows that may lie with other actors."""
+        return function(LocalFeatures(_Held(blocks)), *job)
+
+    def collect(self, version: str, shards: list[int], call: tuple[Any, ...]) -> list[Any]:
+        function, args = call
+        return self._local(version, shards).collect(function, *args)
+
+    def map(self, version: str, shards: list[int], call: tuple[Any, ...]) -> None:
+        target, function, args = call
+        self._require(version, shards)
+        for shard in shards:
+            block = ray.get(self.blocks[version][shard])
+            self.add(target, shard, Block(block.samples, function(block, *args)))
+
+    def _require(self, version: str, shards: list[int]) -> None:
+        if not set(shards) <= set(self.blocks.get(version, {})):
+            raise LostBlocks(f"this actor was restarted and no longer holds {version}")
+
+    def _local(self, version: str, shards: list[int]) -> LocalFeatures:
+        self._require(version, shards)
+        return LocalFeatures(ray.get([self.blocks[version][shard] for shard in shards]))
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    try:
+        yield
+    except (RayActorError, ActorUnavailableError, ObjectLostError, OwnerDiedError) as error:
+        raise LostBlocks(str(error).splitlines()[0]) from None
+
+
+class PooledFeatures:
+    """The rows that a pool holds under one version; a Features whose work is done where the rows are.
+
+    With `restore`, an operation during which an actor dies is done again once its blocks are back; without, it raises
+    LostBlocks.
+    """
+
+    room = 32 * 2**20  # a fold is a round of messages
+
+    def __init__(self, actors: Sequence[ActorHandle], version: str, restore: Restore | None = None) -> None:
+        self.actors, self.version, self.restore = actors, version, restore
+        with _losses():
+            held = ray.get([actor.size.remote(version) for actor in actors])
+        self.shards = [shards for shards, _, _ in held]
+        self.filled = [[shard for shard, count in zip(*one[:2], strict=True) if count] for one in held]
+        self.num_rows = sum(sum(rows) for _, rows, _ in held)
+        self.dim = max(dim for _, _, dim in held)
+
+    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
+        return self._healing(lambda: self._fold((function, args, combine)))
+
+    def _fold(self, call: tuple[Any, ...]) -> Any:
+        """Sums are added a few at a time, on any machine, so that no process ever holds those of all actors."""
+        with _losses():
+            parts = work_stealing.fold(self.actors, self.version, self.filled, ray.put(call))
+            while len(parts) > _FAN_IN:
+                groups = [parts[start : start + _FAN_IN] for start in range(0, len(parts), _FAN_IN)]
+                parts = [_combined.remote(call[2], *group) for group in groups]
+            return reduce(call[2], ray.get(parts))
+
+    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
+        target = f"{self.version}|{function.__name__}"
+        call = (target, function, args)
+        self._call("map", call)
+        if self.restore is None:
+            return PooledFeatures(self.actors, target)
+
+        def again(actor: ActorHandle, shards: list[int]) -> None:
+            self.heal()
+            ray.get(actor.map.remote(self.version, shards, call))
+
+        return PooledFeatures(self.actors, target, again)
+
+    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        def solve() -> list[T]:
+            with _losses():
+                return work_stealing.each(self.actors, self.version, self.filled, (function, jobs))
+
+        return self._healing(solve)
+
+    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
+        parts = self._call("collect", (function, args))
+        order = np.argsort(np.concatenate([shards for shards in self.shards if shards]), kind="stable")
+        flat = reduce(operator.add, parts)
+        return [flat[index] for index in order]
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = self.collect(_rows_here, samples)
+        out = np.empty((len(samples), self.dim), np.float32)
+        for places, values in found:
+            out[places] = values
+        return out
+
+    def _call(self, method: str, call: tuple[Any, ...]) -> list[Any]:
+        """The answers of the actors that hold anything, in the order of the actors."""
+
+        def ask() -> list[Any]:
+            with _losses():
+                return ray.get(self._ask(method, call))
+
+        return self._healing(ask)
+
+    def _ask(self, method: str, call: tuple[Any, ...]) -> list[ray.ObjectRef]:
+        shared = ray.put(call)
+        return [
+            getattr(actor, method).remote(self.version, shards, shared)
+            for actor, shards in zip(self.actors, self.shards, strict=True)
+            if shards
+        ]
+
+    def _healing(self, operation: Callable[[], T]) -> T:
+        for _ in range(_TRIES if self.restore else 0):
+            try:
+                return operation()
+            except LostBlocks:
+                self.heal()
+        return operation()
+
+    def heal(self) -> None:
+        """Give actors that were restarted the blocks they no longer hold."""
+        assert self.restore is not None
+        for actor, shards in zip(self.actors, self.shards, strict=True):
+            missing = sorted(set(shards) - set(_patiently(actor.size, self.version)[0]))
+            if missing:
+                with _losses():
+                    self.restore(actor, missing)
+
+
+def _rows_here(block: Block, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The places in `samples` that this block can fill, and their values."""
+    order = np.argsort(block.samples)
+    at = np.searchsorted(block.samples, samples, sorter=order).clip(max=max(len(order) - 1, 0))
+    places = np.flatnonzero(block.samples[order[at]] == samples) if len(order) else np.empty(0, np.int64)
+    return places, block.values[order[at[places]]].astype(np.float32)
+
+
+class Pool:
+    """A worker's side of the pool: sends blocks, asks what is missing."""
+
+    def __init__(self, actors: Sequence[ActorHandle]) -> None:
+        self.actors = actors
+        self._sent: list[ray.ObjectRef] = []
+
+    def put(self, version: str, shard: int, block: Block) -> None:
+        self._sent.append(self.actors[shard % len(self.actors)].add.remote(version, shard, block))
+        if len(self._sent) >= IN_FLIGHT:
+            self._settle(self._sent[: IN_FLIGHT // 2])
+            self._sent = self._sent[IN_FLIGHT // 2 :]
+
+    def flush(self) -> None:
+        """Wait until everything sent has arrived or is lost."""
+        self._settle(self._sent)
+        self._sent = []
+
+    def _settle(self, refs: list[ray.ObjectRef]) -> None:
+        for ref in refs:
+            try:
+                ray.get(ref)
+            except RayActorError:
+                continue  # the shard will be found missing
+
+    def missing(self, version: str, shards: Sequence[int]) -> list[int]:
+        held: set[int] = set()
+        for actor in self.actors:
+            held |= set(_patiently(actor.have, version))
+        return [shard for shard in shards if shard not in held]
+
+    def features(self, version: str) -> PooledFeatures:
+        return PooledFeatures(self.actors, version)
+
+
+def _patiently(method: Any, version: str, *, tries: int = 60) -> Any:
+    """What an actor answers; while Ray restarts it, wait up to about a minute."""
+    for _ in range(tries):
+        try:
+            return ray.get(method.remote(version))
+        except RayActorError:
+            time.sleep(1)
+    raise LostBlocks("an actor of the feature pool did not come back within a minute")
+
+
+@ray.remote(num_cpus=0)
+def _combined(combine: Callable[[T, T], T], *parts: T) -> T:
+    return reduce(combine, parts)
+
+
+def start_pool(name: str, num_actors: int) -> list[ActorHandle]:
+    """Named actors spread over the nodes, owned by the caller, restarted (empty) when they die."""
+    remote: Any = ray.remote(FeatureStore)
+    return [
+        remote.options(
+            name=f"{name}-{index}", num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
+        ).remote()
+        for index in range(num_actors)
+    ]

@@ -1,0 +1,1 @@
+"""Ray Train: the elastic group of training workers."""

@@ -1,0 +1,1 @@
+"""Probes that learn from frozen features and labels: one file each."""

@@ -1,0 +1,195 @@
+"""How good are the features: every evaluation in `evaluation/`, on the representation of any layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib import import_module
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raycluster.config import named, settings
+from raycluster.config.registry import did_you_mean
+from raycluster.data.transforms import View
+from raycluster.evaluation.metrics import label_free
+from raycluster.features.extraction import Descriptor, Pictures, Skipped, extract
+from raycluster.io import storage
+from raycluster.models.backbone import Backbone
+from raycluster.run.directory import open_pictures
+from raycluster.runtime.workers import Workers
+from raycluster.seeding import generator
+from raycluster.types import UserError
+
+Labelled = tuple[NDArray[np.float32], NDArray[np.int32]]
+
+
+@settings
+class EvaluationSettings:
+    """How the finished network is compared with its untrained self. Needs labels, which nothing else ever looks at.
+
+    layer: whose global average pooled output is evaluated, null for the last. max_samples: at most so many images to
+    learn from and to test on. test_fraction: share of them to test on. test_uri: labelled images to test on instead (at
+    most as many again), read like `data.uri`. probes: modules of `raycluster/evaluation/` that take features.
+    every_rounds: also judge the network after every so many rounds, and after the last, in metrics.jsonl: by scores
+    that need no labels, and by the probes where there are labels; 0 for never.
+    """
+
+    layer: str | None = None
+    max_samples: Annotated[int, Field(ge=1)] = 10_000
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_uri: str | None = None
+    probes: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "linear_probe")
+    every_rounds: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        known = probes()
+        for probe in self.probes:
+            if probe not in known:
+                raise UserError(f"probes: seen {probe}; wanted some of {', '.join(known)}{did_you_mean(probe, known)}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where and how networks are evaluated. Its methods are collective."""
+
+    settings: EvaluationSettings
+    view: View
+    directory: str
+    workers: Workers
+
+    def compare(self, networks: dict[str, Backbone], pictures: Pictures) -> dict[str, dict[str, float]]:
+        """The accuracies (shares) of several networks on the same images: {network: {probe: accuracy}}."""
+        figures = {}
+        for name, backbone in networks.items():
+            train, test = self.train_and_test(backbone, pictures, name)
+            figures[name] = self.workers.once(accuracies, train, test, self.settings.probes)
+        return figures
+
+    def after_round(
+        self, backbone: Backbone, pictures: Pictures, clusters: NDArray[np.int32], name: str
+    ) -> dict[str, float]:
+        """How good a network is while it trains: scores that need no labels, and accuracies where there are labels.
+
+        clusters: (N,) what it was trained on, -1 for no cluster. name: what its features are kept under meanwhile.
+        """
+        samples, x = self.features(backbone, pictures, name)
+        figures = self.workers.once(label_free.evaluate, x, clusters[samples])
+        if pictures.manifest.labels is not None:
+            train, test = self._with_tests(self._labelled(samples, x, pictures), backbone, pictures, name)
+            figures |= self.workers.once(accuracies, train, test, self.settings.probes)
+        return figures
+
+    def train_and_test(self, backbone: Backbone, pictures: Pictures, name: str) -> tuple[Labelled, Labelled]:
+        """Features and labels to learn from and to test on. name: what the features are kept under meanwhile."""
+        return self._with_tests(self.represent(backbone, pictures, name), backbone, pictures, name)
+
+    def _with_tests(
+        self, train: Labelled, backbone: Backbone, pictures: Pictures, name: str
+    ) -> tuple[Labelled, Labelled]:
+        tests = self.test_pictures(pictures)
+        if tests is None:
+            return split(train, self.settings.test_fraction, pictures.seed)
+        x, y = self.represent(backbone, tests, f"{name} test")
+        return train, (x, _translate(y, tests.manifest.classes, pictures.manifest.classes))
+
+    def test_pictures(self, pictures: Pictures) -> Pictures | None:
+        """The images of `test_uri`, if there is one."""
+        if self.settings.test_uri is None:
+            return None
+        data = replace(pictures.settings, uri=self.settings.test_uri)
+        name = f"manifest-test-{sha256(repr(data).encode()).hexdigest()[:8]}.parquet"
+        return open_pictures(data, storage.join(self.directory, name), self.workers, pictures.seed)
+
+    def check(self, pictures: Pictures) -> None:
+        """UserError if these images, or those of `test_uri`, have no labels to evaluate with."""
+        known = self.labels(pictures) >= 0
+        if known.sum() < 2:
+            raise UserError(
+                f"only {known.sum()} of the first {len(known)} images of {pictures.settings.uri} have labels, too few "
+                "to evaluate with; raise evaluation.max_samples, or set data.labels=none to do without"
+            )
+        tests = self.test_pictures(pictures)
+        if tests is not None:
+            self.labels(tests)
+            _translate(np.empty(0, np.int32), tests.manifest.classes, pictures.manifest.classes)
+
+    def labels(self, pictures: Pictures) -> NDArray[np.int32]:
+        """True labels of the first `max_samples` images, -1 where unknown."""
+        if pictures.manifest.labels is None:
+            raise UserError(
+                f"{pictures.settings.uri} has no labels to evaluate against; set data.labels to a column or `folder`"
+            )
+        return pictures.manifest.labels[: self.settings.max_samples]
+
+    def represent(self, backbone: Backbone, pictures: Pictures, name: str) -> Labelled:
+        """Pooled features (n, D) and true labels (n,) of those of the first `max_samples` images that have labels."""
+        self.labels(pictures)
+        return self._labelled(*self.features(backbone, pictures, name), pictures)
+
+    def features(
+        self, backbone: Backbone, pictures: Pictures, name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Sample ids (n,) and pooled features (n, D) of the first `max_samples` images, broken ones left out."""
+        count = min(pictures.manifest.num_samples, self.settings.max_samples)
+        shards = [shard for shard, (start, _) in enumerate(pictures.manifest.shards) if start < count]
+        events = extract(
+            backbone,
+            pictures,
+            self.workers,
+            descriptor=Descriptor(self.view, self.settings.layer, "pooled"),
+            version=name,
+            shards=shards,
+        )
+        broken = [event.sample for event in events if isinstance(event, Skipped)]
+        samples = np.setdiff1d(np.arange(count), broken)
+        return samples, self.workers.once(_rows, self.workers, name, samples)
+
+    def _labelled(self, samples: NDArray[np.int64], x: NDArray[np.float32], pictures: Pictures) -> Labelled:
+        labels = self.labels(pictures)[samples]
+        return x[labels >= 0], labels[labels >= 0]
+
+
+def probes() -> list[str]:
+    """The evaluations that judge features (others judge labels)."""
+    modules = named("raycluster.evaluation.probes", "evaluate").modules()
+    return [name for name in modules if "train_x" in inspect.signature(_evaluate_of(name)).parameters]
+
+
+def _evaluate_of(probe: str) -> Callable[..., dict[str, float]]:
+    function: Callable[..., dict[str, float]] = import_module(f"raycluster.evaluation.probes.{probe}").evaluate
+    return function
+
+
+def _rows(workers: Workers, version: str, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+    return workers.features(version).rows(samples)
+
+
+def _translate(labels: NDArray[np.int32], classes: Sequence[str], into: Sequence[str]) -> NDArray[np.int32]:
+    """The same labels as numbers of other class lists."""
+    unknown = sorted(set(classes) - set(into))
+    if unknown:
+        raise UserError(
+            f"evaluation.test_uri has classes that data.uri lacks: {', '.join(unknown[:5])}; use matching labels"
+        )
+    return np.array([into.index(name) for name in classes], np.int32)[labels]
+
+
+def split(labelled: Labelled, test_fraction: float, seed: int) -> tuple[Labelled, Labelled]:
+    """A seeded cut into (train, test)."""
+    x, y = labelled
+    order = generator(seed, "split").permutation(len(y))
+    cut = max(1, round(len(y) * test_fraction))
+    return (x[order[cut:]], y[order[cut:]]), (x[order[:cut]], y[order[:cut]])
+
+
+def accuracies(train: Labelled, test: Labelled, probes: Sequence[str]) -> dict[str, float]:
+    """Top-1 accuracy (a share), by the name of the probe."""
+    figures: dict[str, float] = {}
+    for probe in probes:
+        figures |= _evaluate_of(probe)(*train, *test)
+    return figures

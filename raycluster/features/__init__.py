@@ -1,0 +1,1 @@
+"""The N x D feature matrix: where it lives, and how images become its rows."""

@@ -1,0 +1,1 @@
+"""Storage on any filesystem, retried; and embeddings in files."""

@@ -1,0 +1,1 @@
+"""The machines as a run sees them."""

@@ -1,0 +1,81 @@
+"""From values to places on an axis: linear, logarithmic, or one place for each choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raycluster.config.errors import shown
+
+_MOST_TICKS = 6
+_LONGEST_LABEL = 14
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values between low and high have places from 0 to 1. choices: where each value has a place of its own instead.
+
+    marks: values to write beside the axis.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+    marks: tuple[float, ...] = ()
+
+    def place(self, value: Any) -> float:
+        """0 (left, bottom) to 1."""
+        if self.choices:
+            return (self.choices.index(shown(value)) + 0.5) / len(self.choices)
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, float(value)))
+        return (at - low) / (high - low) if high > low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """(place, text) of what is written beside the axis."""
+        if self.choices:
+            return [((index + 0.5) / len(self.choices), _short(text)) for index, text in enumerate(self.choices)]
+        return [(self.place(mark), label(mark)) for mark in self.marks]
+
+
+def choices(values: Sequence[Any]) -> Scale:
+    """One place for each different value, in the order given."""
+    return Scale(choices=tuple(dict.fromkeys(shown(value) for value in values)))
+
+
+def along(values: Sequence[float], *, log: bool = False, margin: float = 0.06, named: bool = False) -> Scale:
+    """A scale that holds all values, with a margin (a share of it) on both sides. named: write the values themselves
+    beside the axis where these are few."""
+    known = sorted(set(values)) or [0.0, 1.0]
+    log = log and known[0] > 0
+    low, high = (math.log(end) if log else float(end) for end in (known[0], known[-1]))
+    spare = margin * (high - low) or (0.5 if log else max(abs(high) * 0.05, 1e-3))
+    low, high = low - spare, high + spare
+    if log:
+        low, high = math.exp(low), math.exp(high)
+    few = named and len(known) <= _MOST_TICKS
+    return Scale(low, high, log, marks=tuple(known) if few else _round_numbers(low, high, log))
+
+
+def _round_numbers(low: float, high: float, log: bool) -> tuple[float, ...]:
+    if log:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        inside = [value for value in fine if low <= value <= high]
+        return tuple(value for value in inside if len(inside) <= _MOST_TICKS or math.log10(value).is_integer())
+    rough = (high - low) / (_MOST_TICKS - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.ceil(low / step)
+    return tuple(index * step for index in range(first, math.floor(high / step) + 1))
+
+
+def label(value: float) -> str:
+    """A number, short."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"

@@ -1,0 +1,62 @@
+"""The directory of a sweep, begun or gone on with, after everything was checked that can be checked."""
+
+from __future__ import annotations
+
+from raycluster.io import storage
+from raycluster.run.directory import differences, holds_run, open_pictures, write_config
+from raycluster.run.state import Config, check_layers, check_pictures
+from raycluster.runtime.workers import LocalWorkers
+from raycluster.sweep.config import SweepConfig
+from raycluster.sweep.plan import Sweep
+from raycluster.sweep.space import one_by_one, told
+from raycluster.sweep.trials import check_space, make_trial, manifest_uri
+from raycluster.types import UserError
+
+LABEL_FREE_OBJECTIVE = "effective_rank"
+
+
+def open_sweep(config: SweepConfig) -> Sweep:
+    """The sweep as its directory has it.
+
+    Raises UserError with all mistakes of the search space at once, or if another sweep or a run lives there.
+    """
+    axes, combinations = check_space(config)
+    _check_directory(config)
+    _check_data(config, [make_trial(config, 0, values, config.seed).config for values in one_by_one(axes)])
+    write_config(config.run.dir, config)
+    pictures = open_pictures(config.data, manifest_uri(config, config.data), LocalWorkers(), config.seed)
+    labelled = pictures.manifest.labels is not None
+    automatic = f"{config.evaluation.probes[0]}_accuracy" if labelled else LABEL_FREE_OBJECTIVE
+    return Sweep(config, axes, combinations, objective=config.sweep.objective or automatic)
+
+
+def _check_directory(config: SweepConfig) -> None:
+    run_dir = config.run.dir
+    if holds_run(run_dir):
+        raise UserError(f"{run_dir} holds a run, no sweep; choose another run.dir")
+    different = differences(run_dir, config)
+    if different is None:
+        return
+    if config.run.resume == "never":
+        raise UserError(f"{run_dir} already holds a sweep; choose another run.dir, or run.resume=auto to continue it")
+    if different:
+        raise UserError(
+            f"{run_dir} holds a sweep with other settings:\n  "
+            + "\n  ".join(different)
+            + "\nchoose another run.dir for this one, or repeat the settings of that one to continue it"
+        )
+
+
+def _check_data(sweep: SweepConfig, configs: list[Config]) -> None:
+    """Every trial's settings against its images; what has the same images lists them once."""
+    mistakes: dict[str, None] = {}
+    for config in configs:
+        try:
+            check_layers(config)
+            uri = manifest_uri(sweep, config.data)
+            pictures = open_pictures(config.data, uri, LocalWorkers(), config.seed)
+            check_pictures(config, pictures, storage.parent(uri))
+        except UserError as error:
+            mistakes[str(error)] = None
+    if mistakes:
+        raise UserError(told(list(mistakes)))
