@@ -11,7 +11,7 @@
     python jobs/benchmark.py scale [model=alexnet] [size=224] [global_batch=4096] [gigabits=10]
     python jobs/benchmark.py sinkhorn [features=DIR/before.npy] [sizes=100000x3000,50000x1000] [budget_seconds=300]
     python jobs/benchmark.py heads pictures=CIFAR [heads=1,4] [images=10000] [epochs=6] [seeds=3]
-    python jobs/benchmark.py harvest pictures=CIFAR [images=10000] [epochs=6]
+    python jobs/benchmark.py online_features pictures=CIFAR [images=10000] [epochs=6]
     python jobs/benchmark.py imbalance pictures=CIFAR [images=10000] [epochs=6]
 
 Each benchmark is a module of `jobs/benchmarks/`.

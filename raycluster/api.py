@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from raycluster.clustering import knn_graph, whitening
 from raycluster.clustering.kmeans import lloyd
-from raycluster.clustering.kmeans.hierarchical import Tree, grow
+from raycluster.clustering.kmeans.hierarchical import Tree, fit_tree
 from raycluster.clustering.kmeans.init import Init
-from raycluster.clustering.kmeans.lloyd import Progress, State
+from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState
 from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.search.assign import Engine
 from raycluster.clustering.sinkhorn import api as balanced
 from raycluster.clustering.sinkhorn.api import Rounding, Sinkhorn
-from raycluster.features.matrix import Features
-from raycluster.io.embeddings import as_features
+from raycluster.features.arrays import as_features
+from raycluster.types import Features
 
 
 def kmeans(
@@ -35,7 +35,7 @@ def kmeans(
     engine: Engine = "auto",
     plain: bool = False,
     column: str | None = None,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[LloydProgress], None] | None = None,
 ) -> KMeans:
     """Cluster N rows into K clusters by exact k-means; the same bits for any blocks, threads, engine or machines.
 
@@ -45,13 +45,13 @@ def kmeans(
     earlier clustering, < 0 for none. Steps are Lloyd's with guarded heavy-ball momentum, which needs about half as many
     for the same inertia; plain=True is textbook Lloyd. They stop at a fixed point. spherical: rows and centroids have
     norm 1, so that the nearest is the most similar (Dhillon and Modha 2001). engine: `int8` (compiled kernel), `torch`
-    or `faiss`; `auto` takes the fastest here; all give the same. report: called with the `Progress` after each step.
+    or `faiss`; `auto` takes the fastest here; all give the same. report: called with the `LloydProgress` after each step.
 
     Gives centroids (K, D) float32, labels (N,), inertia (before each step, and at the end, in squared units of x),
     sizes (K,), none of them 0, num_repaired; `predict` and `save`. Raises UserError if rows are NaN or infinite (they
     are named), fewer than K, or fewer than K distinct ones.
     """
-    start: Init | State = init.detach().cpu().numpy() if hasattr(init, "detach") else init
+    start: Init | LloydState = init.detach().cpu().numpy() if hasattr(init, "detach") else init
     with _opened(x, column) as features:
         return lloyd.kmeans(
             features,
@@ -127,7 +127,7 @@ def kmeans_tree(
     """
     options = {"iterations": iterations, "spherical": spherical, "engine": engine}
     with _opened(x, column) as features:
-        return grow(features, sizes, seed=seed, options=options)
+        return fit_tree(features, sizes, seed=seed, options=options)
 
 
 @dataclass(frozen=True, eq=False)

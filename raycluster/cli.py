@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raycluster.types import Stopped, UserError
+from raycluster.types import RunStopped, UserError
 
 
 def run_command(main: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def _exit_code(main: Callable[..., Any], words: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Stopped, KeyboardInterrupt) as stop:
+    except (RunStopped, KeyboardInterrupt) as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `| head`; what is still buffered must not raise again when the interpreter exits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ class Progress(NamedTuple):
     note: str = ""
 
 
-class Lost(NamedTuple):
+class FailureEvent(NamedTuple):
     """Something went away that is being made good. shards: of features that are extracted again."""
 
     what: str
@@ -52,7 +54,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Noted:
+class StatusNote:
     """What the run waits for, struggles with or expects, for people; "" when that is over."""
 
     text: str
@@ -80,4 +82,9 @@ class Finished:
     report: dict[str, Any]
 
 
-Event = Started | Progress | Round | Finished | Saved | Noted | Lost | Processes
+Event = Started | Progress | Round | Finished | Saved | StatusNote | FailureEvent | Processes
+
+
+def this_process() -> str:
+    """What a process is called in a status: "host:pid"."""
+    return f"{socket.gethostname()}:{os.getpid()}"

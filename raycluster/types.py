@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -17,22 +19,22 @@ class UserError(ValueError):
     """
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """Somebody asked the run to stop, and its state is saved."""
 
 
 class ChunkFailed(Exception):
     """A chunk could not be loaded, for a reason that is neither the user's mistake nor one broken picture.
 
-    lane: of the chunk; in extraction its shard.
+    stream: of the chunk; in extraction its shard.
     """
 
-    def __init__(self, lane: int, reason: str) -> None:
-        super().__init__(lane, reason)
-        self.lane, self.reason = lane, reason
+    def __init__(self, stream: int, reason: str) -> None:
+        super().__init__(stream, reason)
+        self.stream, self.reason = stream, reason
 
     def __str__(self) -> str:
-        return f"chunk of lane or shard {self.lane}: {self.reason}"
+        return f"chunk of lane or shard {self.stream}: {self.reason}"
 
 
 class Block(NamedTuple):
@@ -45,16 +47,54 @@ class Block(NamedTuple):
     values: NDArray[np.floating]
 
 
+class Features(Protocol):
+    """Rows of features in blocks (shards), each row known by its sample id.
+
+    num_rows: N. dim: D. memory_budget: bytes that one sum may take.
+
+    Every ``function`` is a module-level function of ``(block, *args)``: it may run in another process. It must accept a
+    block of no rows, and must not change the block.
+    """
+
+    num_rows: int
+    dim: int
+    memory_budget: int
+
+    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = ...) -> T:
+        """Combine ``function(piece, *args)`` over all rows; a piece is a block, a part of one, or several together.
+
+        combine: by default adds tuples element by element. It must be associative and commutative to the bit
+        (integers, maxima), and may write over its arguments.
+        """
+        ...
+
+    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
+        """New features with the same samples: ``function(block, *args)`` gives the (n, D') values of one block."""
+        ...
+
+    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
+        """``function(block, *args)`` of every block, in shard order."""
+        ...
+
+    def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """``function(features, *job)`` of every job, in order: whole problems, side by side on several machines."""
+        ...
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The (len(samples), D) float32 rows of these sample ids, in the order asked."""
+        ...
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A piece of a lane that is read by one task: which images, in which order, seen how.
 
-    lane: the lane (in training) or shard (in extraction) it belongs to. start: position of its first row in that lane.
+    stream: the lane (in training) or shard (in extraction) it belongs to. start: position of its first row in that lane.
     samples: (n,) int64 sample ids. repeats: (n,) int32, 0 for the first visit of a sample in its epoch, 1 for the
     second... epoch: names the augmentation, with sample and repeat.
     """
 
-    lane: int
+    stream: int
     start: int
     epoch: int
     samples: NDArray[np.int64]
@@ -68,7 +108,7 @@ class ImageBlock(NamedTuple):
     why it was not (its pixels are then zero).
     """
 
-    lane: int
+    stream: int
     start: int
     samples: NDArray[np.int64]
     images: NDArray[np.uint8]
@@ -80,20 +120,20 @@ Loader = Callable[[Chunk], Iterable[ImageBlock]]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureRequest:
     """The features that a method assigns labels from.
 
     layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
     `activations` (after the ReLU: what the heads read). view: the section of `views` in which images are seen,
-    `cluster` or `train`. visits: of an image, whose features are averaged. harvested: instead, where there was one, the
+    `eval` or `train`. visits: of an image, whose features are averaged. online: instead, where there was one, the
     activations of the latest visit in training.
     """
 
     layer: str | None = None
     kind: str = "flat"
-    view: str = "cluster"
+    view: str = "eval"
     visits: int = 1
-    harvested: bool = False
+    online: bool = False
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]

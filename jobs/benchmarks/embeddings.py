@@ -41,9 +41,9 @@ def run(pictures: str, out: str, views: int = 4, epochs: int = 2, dim: int = 256
     _write(storage.join(out, "before.npy"), _embed(backbone, images, layer, views, dim))
     losses.append(_train(step, images, labels, epochs))
     _write(storage.join(out, "after.npy"), _embed(backbone, images, layer, views, dim))
-    shown = ", ".join(f"{loss:.2f}" for loss in losses)
+    format_value = ", ".join(f"{loss:.2f}" for loss in losses)
     return (
-        f"{views * len(images)} x {dim} embeddings of {layer}, twice, in {out}; training loss by epoch {shown}; "
+        f"{views * len(images)} x {dim} embeddings of {layer}, twice, in {out}; training loss by epoch {format_value}; "
         f"{time.perf_counter() - began:.0f} s"
     )
 

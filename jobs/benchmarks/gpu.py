@@ -12,7 +12,7 @@ from benchmarks.units import DIM, seconds
 from numpy.typing import NDArray
 
 from raycluster.clustering.search import int8_cuda
-from raycluster.clustering.search.centroids import Target, prepare, round_rows
+from raycluster.clustering.search.centroids import PreparedCentroids, prepare, quantize_rows
 from raycluster.clustering.search.float32 import in_tiles
 from raycluster.types import UserError
 
@@ -46,18 +46,18 @@ def run(rows: int = 1_280_000, clusters: str = "10000,80000") -> str:
 def passes(values: torch.Tensor, num_clusters: int) -> Iterator[tuple[str, float, float]]:
     """Name, seconds and the share of labels that float32 products give too, of each way to assign the rows."""
     where, host = values.device, values.cpu().numpy()
-    target = prepare(host[np.random.default_rng(1).choice(len(host), num_clusters, replace=False)])
-    ways: dict[str, Callable[[], Any]] = {"float32": lambda: _plain(values, target)}
-    if int8_cuda.can_search(target, where):
-        ways["raycluster"] = lambda: in_tiles(host, *int8_cuda.gpu_search(target, where))
+    prepared = prepare(host[np.random.default_rng(1).choice(len(host), num_clusters, replace=False)])
+    ways: dict[str, Callable[[], Any]] = {"float32": lambda: _plain(values, prepared)}
+    if int8_cuda.can_search(prepared, where):
+        ways["raycluster"] = lambda: in_tiles(host, *int8_cuda.gpu_search(prepared, where))
     if find_spec("fastkmeans"):
-        ways["fastkmeans"] = lambda: _fastkmeans(host, target, where)
-    wanted = _plain(values, target)
+        ways["fastkmeans"] = lambda: _fastkmeans(host, prepared, where)
+    wanted = _plain(values, prepared)
     for name, way in ways.items():
         alike = float((way() == wanted).mean())  # compiles, too
         yield name, seconds(way), alike
         if name == "raycluster":
-            yield "raycluster, products alone", seconds(lambda: _products(values, target)), alike
+            yield "raycluster, products alone", seconds(lambda: _products(values, prepared)), alike
 
 
 def mixture(count: int, dim: int, where: torch.device) -> torch.Tensor:
@@ -75,25 +75,25 @@ def peak(dtype: torch.dtype, where: torch.device, side: int = 8192) -> float:
     return 2.0 * side**3 / seconds(lambda: float(product(left, right.T)[0, 0]), 10)
 
 
-def _plain(values: torch.Tensor, target: Target) -> Any:
-    tables = target.centred, target.offsets, torch.from_numpy(target.centre)
+def _plain(values: torch.Tensor, prepared: PreparedCentroids) -> Any:
+    tables = prepared.centred, prepared.offsets, torch.from_numpy(prepared.centre)
     centred, offsets, centre = (table.to(values.device) for table in tables)
     parts = values.split(max(1, _PLAIN_SCORES // len(centred)))
     return torch.cat([torch.addmm(offsets, part - centre, centred.T).argmax(dim=1) for part in parts]).cpu().numpy()
 
 
-def _products(values: torch.Tensor, target: Target) -> None:
+def _products(values: torch.Tensor, prepared: PreparedCentroids) -> None:
     from raycluster.clustering.search.triton_kernel import highest, pack_rows
 
-    held, (_, size) = target.held[values.device], int8_cuda.gpu_search(target, values.device)
+    held, (_, size) = prepared.held[values.device], int8_cuda.gpu_search(prepared, values.device)
     for part in values.split(size):
-        found = highest(pack_rows(round_rows(part - held.centre)), held.packed)
+        found = highest(pack_rows(quantize_rows(part - held.centre)), held.packed)
     float(found[0, 0])  # waits
 
 
-def _fastkmeans(host: NDArray[np.float32], target: Target, where: torch.device) -> Any:
+def _fastkmeans(host: NDArray[np.float32], prepared: PreparedCentroids, where: torch.device) -> Any:
     from fastkmeans import FastKMeans
 
-    found = FastKMeans(host.shape[1], len(target.centroids), device=where)
-    found.centroids = target.centroids
+    found = FastKMeans(host.shape[1], len(prepared.centroids), device=where)
+    found.centroids = prepared.centroids
     return found.predict(host)

@@ -19,22 +19,22 @@ from benchmarks.units import photograph
 from numpy.typing import NDArray
 
 from raycluster.config import parse
-from raycluster.data.epoch_plan import pieces, steps
+from raycluster.data.epoch_plan import split_chunks, steps
 from raycluster.data.loader import rows_within
 from raycluster.data.transforms import View
 from raycluster.distributed import ingest
 from raycluster.distributed.session import ray_session
 from raycluster.events import Round
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import CHUNK_BYTES, pretrain
 from raycluster.run.state import Config, RunSettings
-from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import Chunk, ImageBlock
 
 _RUN = """
 data: {uri: digits}
-views: {train: {size: 64, crop_scale: [0.4, 1.0]}, cluster: {size: 64}}
+views: {train: {size: 64, crop_scale: [0.4, 1.0]}, eval: {size: 64}}
 model: {name: alexnet, input: sobel}
-method: {name: deepcluster, num_clusters: 100, layer: conv1, descriptor: pooled, pca_dim: 16, iterations: 2}
+method: {name: deepcluster, num_clusters: 100, layer: conv1, feature_spec: pooled, pca_dim: 16, iterations: 2}
 training: {epochs: 1, global_batch: 32, microbatch: 32}
 run: {dir: unset}
 """
@@ -65,7 +65,7 @@ def _order(pictures: str, processes: int, repeats: int) -> list[str]:
 
 def _plan(problem: Problem, epoch: int) -> list[Chunk]:
     """As in training: in pieces that a task reads at once."""
-    return pieces(problem.plan(epoch), rows_within(CHUNK_BYTES, problem.view.size, MICROBATCH), MICROBATCH)
+    return split_chunks(problem.plan(epoch), rows_within(CHUNK_BYTES, problem.view.size, MICROBATCH), MICROBATCH)
 
 
 def _in_order(problem: Problem, epoch: int) -> float:

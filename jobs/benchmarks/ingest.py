@@ -57,7 +57,7 @@ class Problem:
         self.manifest: Manifest = build_manifest(self.settings)
         self.manifest_uri = str(Path(tempfile.mkdtemp()) / "manifest.parquet")
         write_manifest(self.manifest, self.manifest_uri)
-        self.counts = np.full(self.manifest.num_samples, times)
+        self.visit_counts = np.full(self.manifest.num_samples, times)
         files = sorted(set(self.manifest.entries["container"].to_pylist()))
         self.images = [data for file in files for data in pq.read_table(file)["image"].to_pylist()] * times
 
@@ -67,10 +67,10 @@ class Problem:
 
     def plan(self, epoch: int) -> list[Chunk]:
         size = len(self.images) // (LANES * MICROBATCH) * LANES * MICROBATCH
-        counts = self.counts.copy()
+        counts = self.visit_counts.copy()
         counts[: len(self.images) - size] -= 1
         return plan_epoch(
-            counts, self.manifest.shards, lanes=LANES, microbatch=MICROBATCH, seed=0, epoch=epoch, window_shards=1
+            counts, self.manifest.shards, streams=LANES, microbatch=MICROBATCH, seed=0, epoch=epoch, window_shards=1
         )
 
     def load(self) -> Loader:

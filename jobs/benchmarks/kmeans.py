@@ -16,11 +16,11 @@ from benchmarks.contenders import ENTRIES, installed
 from numpy.typing import NDArray
 
 from raycluster import kmeans
-from raycluster.clustering.kmeans.lloyd import Progress, State
+from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState
 from raycluster.clustering.search import int8_cpu
 from raycluster.clustering.search.assign import nearest
+from raycluster.features.arrays import as_features
 from raycluster.io import storage
-from raycluster.io.embeddings import as_features
 
 _FAISS_STEPS = 20
 _CROSSING = 6  # steps that the last, plain one may be ahead of those with momentum
@@ -163,7 +163,7 @@ def _steps_to(goal: float, values: NDArray[np.float32], num_clusters: int, init:
     """The fewest steps after which the inertia is at most the goal; not timed."""
     features, starts = as_features(values), [init]
 
-    def note(progress: Progress) -> None:
+    def note(progress: LloydProgress) -> None:
         starts.append(progress.state)
         if progress.inertia / len(values) <= goal:
             raise _Enough
@@ -171,7 +171,7 @@ def _steps_to(goal: float, values: NDArray[np.float32], num_clusters: int, init:
     with suppress(_Enough):
         kmeans(features, num_clusters, iterations=2 * _FAISS_STEPS, init=init, seed=1, report=note)
     for steps in range(max(1, len(starts) - _CROSSING), len(starts) + 1):
-        begin: State = starts[steps - 1]
+        begin: LloydState = starts[steps - 1]
         found = kmeans(features, num_clusters, iterations=steps, init=begin, seed=1)
         if found.inertia[-1] / len(values) <= goal:
             return steps

@@ -12,10 +12,10 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.kmeans.lloyd import Progress, kmeans
+from raycluster.clustering.kmeans.lloyd import LloydProgress, kmeans
 from raycluster.distributed.features.dataset import pooled
-from raycluster.features.matrix import Features
-from raycluster.io.embeddings import as_features
+from raycluster.features.arrays import as_features
+from raycluster.types import Features
 
 _STEPS = 8
 
@@ -67,7 +67,7 @@ def _steps(features: Any, num_clusters: int) -> list[float]:
     """Seconds of each step but the first, which packs libraries and labels."""
     found: list[float] = []
 
-    def note(progress: Progress) -> None:
+    def note(progress: LloydProgress) -> None:
         found.append(progress.seconds)
 
     kmeans(features, num_clusters, iterations=_STEPS, seed=1, report=note)

@@ -49,7 +49,7 @@ def _batch(index: int) -> list[Microbatch]:
             torch.randint(256, (32, 32, 32, 3), generator=generator, dtype=torch.uint8),
             torch.randint(100, (1, 32), generator=generator),
             torch.ones(32),
-            seed=lane,
+            seed=stream,
         )
-        for lane in range(8)
+        for stream in range(8)
     ]

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raycluster.config import load
+from raycluster.data.dataset import open_dataset
 from raycluster.evaluation.runner import Evaluation
 from raycluster.events import Finished, Round
 from raycluster.io import storage
 from raycluster.models.export import load_backbone
-from raycluster.run.directory import open_pictures
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config, fresh_network
-from raycluster.runtime.workers import LocalWorkers
 from raycluster.training.determinism import prepare_process
 
 Figures = dict[str, float]
@@ -42,10 +42,10 @@ def subset(pictures: str, folder: Path, num_images: int, keep: Keep = lambda lab
     return str(folder)
 
 
-def outcome(config: str, judge: str, *overrides: str) -> Figures:
-    """Pre-train and judge: knn and probe (percent, learned and tested on halves of `judge`), nmi, loss, seconds, ...
+def outcome(config: str, test_uri: str, *overrides: str) -> Figures:
+    """Pre-train and judge: knn and probe (percent, learned and tested on halves of `test_uri`), nmi, loss, seconds, ...
 
-    config: path of a configuration. judge: labelled pictures.
+    config: path of a configuration. test_uri: labelled pictures.
     """
     prepare_process()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
@@ -62,10 +62,10 @@ def outcome(config: str, judge: str, *overrides: str) -> Figures:
             "trained": load_backbone(f"{folder}/run"),
             "untrained": fresh_network(settings, workers.device).backbone,
         }
-        data = replace(settings.data, uri=judge)
+        data = replace(settings.data, uri=test_uri)
         seen = replace(settings.evaluation, max_samples=20_000, test_uri=None, test_fraction=0.5)
-        evaluation = Evaluation(seen, settings.views.cluster, folder, workers)
-        pictures = open_pictures(data, f"{folder}/judge.parquet", workers, 0)
+        evaluation = Evaluation(seen, settings.views.eval, folder, workers)
+        pictures = open_dataset(data, f"{folder}/judge.parquet", workers, 0)
         accuracies = evaluation.compare(networks, pictures)
     figures = {
         name: sum(record[f"seconds_{name}"] for record in records) for name in ("extracting", "assigning", "training")

@@ -97,9 +97,9 @@ def round_of(problem: Problem, fleet: Fleet, global_batch: int) -> dict[str, Cos
     units, images = fleet.units, problem.images
     name, clustering = ("Sinkhorn", sinkhorn_cost) if problem.heads else ("k-means", kmeans_cost)
     heads = problem.heads or 1
-    lanes = min(fleet.workers, global_batch // _MICROBATCH)
-    trainers = Fleet(lanes, fleet.cores, fleet.wire, units)
-    ring = 2 * (lanes - 1) / lanes * units.parameters * 4
+    streams = min(fleet.workers, global_batch // _MICROBATCH)
+    trainers = Fleet(streams, fleet.cores, fleet.wire, units)
+    ring = 2 * (streams - 1) / streams * units.parameters * 4
     steps = images / global_batch
     return {
         "decode, extract": fleet.shared(images * (units.decode + units.forward))
@@ -110,7 +110,7 @@ def round_of(problem: Problem, fleet: Fleet, global_batch: int) -> dict[str, Cos
         + Cost(images * heads * units.labels)
         + fleet.down(images * heads * 4),
         "train: compute": trainers.shared(images * (units.decode + units.step)),
-        "train: gradients": Cost(steps * ring * fleet.wire, steps * ring * lanes),
+        "train: gradients": Cost(steps * ring * fleet.wire, steps * ring * streams),
         "train: plan": Cost(images * units.plan),
     }
 
@@ -123,10 +123,10 @@ def whitening_cost(images: float, fleet: Fleet) -> Cost:
 def kmeans_cost(problem: Problem, fleet: Fleet, steps: int = _STEPS) -> Cost:
     """All steps of every group, one after the other."""
     values = problem.clusters * DIM
-    folds = math.ceil(values * 8 / PooledFeatures.room)
+    folds = math.ceil(values * 8 / PooledFeatures.memory_budget)
     sums = (fleet.down(values * 4) + fleet.fold(values * 8 / folds)).times(folds)
     step = sums + Cost(values * fleet.units.update)
-    row = fleet.units.add + problem.clusters * fleet.units.kmeans
+    row = fleet.units.accumulate + problem.clusters * fleet.units.kmeans
     return (step.times(problem.groups) + fleet.shared(problem.images * row)).times(steps)
 
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from raycluster.clustering.sinkhorn.api import sinkhorn
 from raycluster.clustering.sinkhorn.native import candidates, support
-from raycluster.clustering.sinkhorn.sparse import Place, pack
+from raycluster.clustering.sinkhorn.sparse import CandidateWindow, pack
+from raycluster.features.arrays import as_features
 from raycluster.features.matrix import LocalFeatures
 from raycluster.io import storage
-from raycluster.io.embeddings import as_features
 
 _SHARPNESS = 25.0
 _ROWS = 2048
@@ -68,7 +68,9 @@ def run(
         num_rows, num_clusters = map(int, size.split("x"))
         values = _load(features, num_rows)
         for name in heads.split(","):
-            head = _untrained(values, num_clusters) if name == "untrained" else _trained(values, num_clusters, spread)
+            head = (
+                _untrained(values, num_clusters) if name == "untrained" else _trained(values, num_clusters, spread)
+            )
             baseline = _linear if name == "untrained" else _logarithmic
             limits = {"tolerance": tolerance, "budget_seconds": budget_seconds}
             found = {"raycluster": _measured(_ours, values, head, **limits)}
@@ -92,7 +94,7 @@ def _passes(features: str, sizes: str) -> list[str]:
     for count in (num_rows // 4, num_rows // 2, num_rows):
         values = _load(features, count)
         head = pack(*_untrained(values, num_clusters))
-        place = Place(_SHARPNESS, np.zeros(num_clusters), 25.0)
+        place = CandidateWindow(_SHARPNESS, np.zeros(num_clusters), 25.0)
         data = as_features(values)
         began = time.perf_counter()
         data.fold(_made, head, place)
@@ -101,7 +103,7 @@ def _passes(features: str, sizes: str) -> list[str]:
     return lines
 
 
-def _made(block: Any, head: Any, place: Place) -> tuple[int]:
+def _made(block: Any, head: Any, place: CandidateWindow) -> tuple[int]:
     return (len(candidates(block.values, head, place).cluster),)
 
 

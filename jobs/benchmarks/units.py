@@ -34,14 +34,14 @@ from raycluster.data.transforms import View
 from raycluster.distributed.features import work_stealing
 from raycluster.distributed.features.dataset import pooled
 from raycluster.distributed.ingest import quiet_context
-from raycluster.features.extraction import Descriptor
-from raycluster.features.matrix import Features, LocalFeatures
+from raycluster.features.extraction import FeatureSpec
+from raycluster.features.matrix import LocalFeatures
 from raycluster.models.heads import Heads
 from raycluster.run.directory import write_assignments
 from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
 from raycluster.training.step import Microbatch, Network, Step
-from raycluster.types import Block
+from raycluster.types import Block, Features
 
 DIM = 256
 _SHARD = 1000
@@ -54,7 +54,7 @@ _AROUND = (
 @dataclass(frozen=True)
 class Units:
     """Seconds on one core. decode: reading and varying one photograph. forward, step: one picture through the network,
-    and through a training step. whiten: one row of 256. add, kmeans: one row in a step, and one row against one
+    and through a training step. whiten: one row of 256. accumulate, kmeans: one row in a step, and one row against one
     cluster. sinkhorn: the same, until its tolerance is reached.
 
     Seconds that more workers do not share: update: of centroids, one value a step. combine: adding one byte of sums.
@@ -68,7 +68,7 @@ class Units:
     forward: float
     step: float
     whiten: float
-    add: float
+    accumulate: float
     kmeans: float
     sinkhorn: float
     update: float
@@ -94,7 +94,7 @@ def measure(model: str, size: int) -> Units:
         forward, step, parameters = _network(model, size)
         fold, ask, send = _messages()
         with pool(_FEW, 1) as few, pool(_MANY, 1) as many:
-            add, pair = _kmeans(few, many)
+            accumulate, pair = _kmeans(few, many)
             whitening = seconds(lambda: whiten(many, DIM))
             labelling, folds = _sinkhorn(few, many)
         return Units(
@@ -102,7 +102,7 @@ def measure(model: str, size: int) -> Units:
             forward=forward,
             step=step,
             whiten=whitening / _MANY,
-            add=add,
+            accumulate=accumulate,
             kmeans=pair,
             sinkhorn=labelling,
             update=_update(),
@@ -178,7 +178,7 @@ def _network(model: str, size: int, batch: int = 32) -> tuple[float, float, floa
     part = Microbatch(torch.from_numpy(images), torch.zeros(1, batch, dtype=torch.int64), torch.ones(batch), 0)
     backbone.eval()
     cpu = torch.device("cpu")
-    forwards = core_seconds(lambda: Descriptor(View(size=size)).describe(backbone, images, cpu)) / batch
+    forwards = core_seconds(lambda: FeatureSpec(View(size=size)).describe(backbone, images, cpu)) / batch
     backbone.train()
     training = core_seconds(lambda: step([part], epoch=0.0)) / batch
     return forwards, training, float(sum(values.numel() for values in network.parameters()))
@@ -306,13 +306,14 @@ def _labels(count: int = 200_000, clusters: int = 1000) -> float:
     return core_seconds(handle) / count
 
 
-def _plan(count: int = 1_000_000, lanes: int = 128) -> float:
-    count -= count % (lanes * 32)
+def _plan(count: int = 1_000_000, streams: int = 128) -> float:
+    count -= count % (streams * 32)
     shards = [(start, min(start + _SHARD, count)) for start in range(0, count, _SHARD)]
     counts = np.ones(count, np.int64)
     return (
         core_seconds(
-            lambda: plan_epoch(counts, shards, lanes=lanes, microbatch=32, seed=0, epoch=0, window_shards=16), repeats=2
+            lambda: plan_epoch(counts, shards, streams=streams, microbatch=32, seed=0, epoch=0, window_shards=16),
+            repeats=2,
         )
         / count
     )

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.stage import Stage, kill, wait_until
+from chaos.cluster import TestCluster, kill, wait_until
 from raycluster.monitoring.status import Status, read_status
 
 OUTAGE_SECONDS = 30.0
@@ -28,7 +28,7 @@ NOTICE_SECONDS = 15
 
 
 @dataclass
-class Scene:
+class FaultContext:
     """One run that things happen to, one after the other.
 
     round: the first in which the next one may happen. moment: when the last one did. num_losses: that the run had told
@@ -36,7 +36,7 @@ class Scene:
     undisturbed, if it is not the one from the beginning. undo: what to do when it is over.
     """
 
-    stage: Stage
+    test_cluster: TestCluster
     folder: Path
     rng: random.Random
     options: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Scene:
     def start(self, *options: str) -> None:
         """Start the job, or start it again."""
         words = [f"run.dir={self.run_dir}", *self.options, *options]
-        self.job = self.stage.start_job(self.folder / "run.yaml", *words, log=self.log)
+        self.job = self.test_cluster.start_job(self.folder / "run.yaml", *words, log=self.log)
 
     @property
     def log(self) -> Path:
@@ -80,7 +80,7 @@ class Scene:
         self.num_losses = len(status.lost)
         return status
 
-    def victim(self, part: str) -> str:
+    def random_process(self, part: str) -> str:
         """One of the processes that play this part now."""
         return self.rng.choice(wait_until(lambda: (self.status() or Status()).processes.get(part), job=self.job))
 
@@ -95,7 +95,7 @@ class Scene:
         return sorted((Path(self.run_dir) / "checkpoints").glob("round-*.pt"))
 
 
-Fault = Callable[[Scene], None]
+Fault = Callable[[FaultContext], None]
 
 
 # ----------------------------------------------------------------------------------------------------- one process dies
@@ -104,49 +104,49 @@ Fault = Callable[[Scene], None]
 def training_worker(phase: str) -> Fault:
     """One of the training workers."""
 
-    def fault(scene: Scene) -> None:
-        scene.wait_for(phase)
-        kill(scene.victim("train"))
+    def fault(context: FaultContext) -> None:
+        context.wait_for(phase)
+        kill(context.random_process("train"))
 
     return fault
 
 
-def all_training_workers(scene: Scene) -> None:
+def all_training_workers(context: FaultContext) -> None:
     """All of them."""
-    for process in scene.wait_for("training").processes["train"]:
+    for process in context.wait_for("training").processes["train"]:
         kill(process)
 
 
-def worker_twice(scene: Scene) -> None:
+def worker_twice(context: FaultContext) -> None:
     """And once more as soon as the run has found its feet again."""
-    before = scene.wait_for("training").processes["train"]
-    kill(scene.victim("train"))
+    before = context.wait_for("training").processes["train"]
+    kill(context.random_process("train"))
     wait_until(
-        lambda: (status := scene.status()) and status.workers and status.processes["train"] != before, job=scene.job
+        lambda: (status := context.status()) and status.workers and status.processes["train"] != before, job=context.job
     )
-    time.sleep(scene.rng.uniform(0, 2))
-    kill(scene.victim("train"))
+    time.sleep(context.rng.uniform(0, 2))
+    kill(context.random_process("train"))
 
 
-def worker_while_writing(scene: Scene) -> None:
+def worker_while_writing(context: FaultContext) -> None:
     """The first worker, in the moment in which the part of a checkpoint lies on the disk."""
-    status = scene.wait_for("training")
-    folder = os.path.join(scene.run_dir, "checkpoints")
+    status = context.wait_for("training")
+    folder = os.path.join(context.run_dir, "checkpoints")
     first = status.processes["train"][0]
     until = time.monotonic() + 120
     while not any(entry.name.endswith(".part") for entry in os.scandir(folder)):
         assert time.monotonic() < until, "no checkpoint was written"
         time.sleep(0.0005)
     kill(first)
-    scene.moment = "in a checkpoint write" if any(Path(folder).glob(".*.part")) else "right after a checkpoint write"
+    context.moment = "in a checkpoint write" if any(Path(folder).glob(".*.part")) else "right after a checkpoint write"
 
 
 def pool_actor(phase: str) -> Fault:
     """One of the actors that hold the features."""
 
-    def fault(scene: Scene) -> None:
-        scene.wait_for(phase)
-        kill(scene.victim("features"))
+    def fault(context: FaultContext) -> None:
+        context.wait_for(phase)
+        kill(context.random_process("features"))
 
     return fault
 
@@ -157,29 +157,29 @@ def pool_actor(phase: str) -> Fault:
 def node_removed(phase: str) -> Fault:
     """A machine vanishes with everything on it."""
 
-    def fault(scene: Scene) -> None:
-        scene.wait_for(phase)
-        scene.stage.remove_node(scene.rng.choice(scene.stage.nodes))
+    def fault(context: FaultContext) -> None:
+        context.wait_for(phase)
+        context.test_cluster.remove_node(context.rng.choice(context.test_cluster.nodes))
 
     return fault
 
 
-def node_added(scene: Scene) -> None:
+def node_added(context: FaultContext) -> None:
     """The run works with one worker, and gets another."""
-    scene.wait_for("training")
-    scene.stage.add_node()
-    wait_until(lambda: (status := scene.status()) and status.workers == 2, job=scene.job)
+    context.wait_for("training")
+    context.test_cluster.add_node()
+    wait_until(lambda: (status := context.status()) and status.workers == 2, job=context.job)
 
 
 def drained(phase: str) -> Fault:
     """Notice, and the end of the machine when the time is up."""
 
-    def fault(scene: Scene) -> None:
-        scene.wait_for(phase)
-        node = scene.rng.choice(scene.stage.nodes)
-        scene.stage.drain_node(node, NOTICE_SECONDS)
+    def fault(context: FaultContext) -> None:
+        context.wait_for(phase)
+        node = context.rng.choice(context.test_cluster.nodes)
+        context.test_cluster.drain_node(node, NOTICE_SECONDS)
         time.sleep(NOTICE_SECONDS)
-        scene.stage.remove_node(node)
+        context.test_cluster.remove_node(node)
 
     return fault
 
@@ -190,10 +190,10 @@ def drained(phase: str) -> Fault:
 def job_killed(phase: str) -> Fault:
     """And started again at once."""
 
-    def fault(scene: Scene) -> None:
-        scene.wait_for(phase)
-        scene.end_job(signal.SIGKILL)
-        scene.start()
+    def fault(context: FaultContext) -> None:
+        context.wait_for(phase)
+        context.end_job(signal.SIGKILL)
+        context.start()
 
     return fault
 
@@ -201,20 +201,20 @@ def job_killed(phase: str) -> Fault:
 def job_stopped(number: int, phase: str, workers: str) -> Fault:
     """And started again at once, with another number of workers."""
 
-    def fault(scene: Scene) -> None:
-        scene.wait_for(phase)
-        scene.end_job(number)
-        assert scene.job is not None and scene.job.returncode == 130, scene.job
-        scene.start(f"run.workers={workers}")
+    def fault(context: FaultContext) -> None:
+        context.wait_for(phase)
+        context.end_job(number)
+        assert context.job is not None and context.job.returncode == 130, context.job
+        context.start(f"run.workers={workers}")
 
     return fault
 
 
-def second_job(scene: Scene) -> None:
+def second_job(context: FaultContext) -> None:
     """On the same run directory: it is refused, and the first does not notice."""
-    scene.wait_for("training")
-    log = scene.folder / "second.log"
-    second = scene.stage.start_job(scene.folder / "run.yaml", f"run.dir={scene.run_dir}", log=log)
+    context.wait_for("training")
+    log = context.folder / "second.log"
+    second = context.test_cluster.start_job(context.folder / "run.yaml", f"run.dir={context.run_dir}", log=log)
     assert second.wait(timeout=300) == 2, log.read_text()
     assert "is in use since" in log.read_text()
 
@@ -222,25 +222,25 @@ def second_job(scene: Scene) -> None:
 # -------------------------------------------------------------------------------------------------------------- storage
 
 
-def truncated(scene: Scene) -> None:
+def truncated(context: FaultContext) -> None:
     """The newest checkpoint, while no job runs."""
-    scene.wait_for("training")
-    wait_until(lambda: len(scene.checkpoints()) > 1, job=scene.job)
-    scene.end_job(signal.SIGKILL)
-    newest = scene.checkpoints()[-1]
+    context.wait_for("training")
+    wait_until(lambda: len(context.checkpoints()) > 1, job=context.job)
+    context.end_job(signal.SIGKILL)
+    newest = context.checkpoints()[-1]
     os.truncate(newest, newest.stat().st_size // 2)
-    scene.start()
+    context.start()
 
 
-def disk_full(scene: Scene) -> None:
+def disk_full(context: FaultContext) -> None:
     """A disk of its own for the run, full for half a minute."""
-    disk = scene.folder / "disk"
+    disk = context.folder / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
-    scene.undo.append(lambda: _unmount(disk))
-    scene.run_dir = str(disk / "run")
-    scene.start()
-    scene.wait_for("training")
+    context.undo.append(lambda: _unmount(disk))
+    context.run_dir = str(disk / "run")
+    context.start()
+    context.wait_for("training")
     filler = disk / "filler"
     with suppress(OSError), filler.open("wb") as file:
         while True:
@@ -248,42 +248,44 @@ def disk_full(scene: Scene) -> None:
             file.flush()
     time.sleep(OUTAGE_SECONDS)
     filler.unlink()
-    assert "The disk or quota is full" in scene.log.read_text(), scene.log.read_text()[-1000:]
+    assert "The disk or quota is full" in context.log.read_text(), context.log.read_text()[-1000:]
 
 
 def _unmount(disk: Path) -> None:
     subprocess.run(["umount", "--lazy", str(disk)], check=False)
 
 
-def bucket_away(scene: Scene) -> None:
+def bucket_away(context: FaultContext) -> None:
     """An S3 server of its own for the run, out of reach for half a minute: connections are refused."""
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(inner := _free_port())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    scene.undo.append(server.kill)
+    context.undo.append(server.kill)
     wait_until(lambda: _answers(inner), seconds=60)
     outer = _free_port()
     bucket = f"s3://chaos/run?endpoint_override=127.0.0.1:{outer}&scheme=http&region=us-east-1"
     with _relay(outer, inner) as away:
-        scene.undo.append(away.close)
+        context.undo.append(away.close)
         _make_bucket(inner)
-        scene.run_dir = bucket
-        scene.start()
-        scene.wait_for("training")
+        context.run_dir = bucket
+        context.start()
+        context.wait_for("training")
         away.closed = True
         time.sleep(OUTAGE_SECONDS)
         away.closed = False
-        assert scene.job is not None
-        scene.job.wait(timeout=900)
-        shutil.rmtree(scene.folder / "copy", ignore_errors=True)
-        _download(bucket, scene.folder / "copy")
-    scene.run_dir = str(scene.folder / "copy")
-    assert "Waiting; trying again" in scene.log.read_text(), scene.log.read_text()[-1000:]
+        assert context.job is not None
+        context.job.wait(timeout=900)
+        shutil.rmtree(context.folder / "copy", ignore_errors=True)
+        _download(bucket, context.folder / "copy")
+    context.run_dir = str(context.folder / "copy")
+    assert "Waiting; trying again" in context.log.read_text(), context.log.read_text()[-1000:]
 
 
-class _Away:
+class FlakyProxy:
+    """Forwards connections to a server until it is closed: storage that goes out of reach."""
+
     def __init__(self, port: int, inner: int) -> None:
         self.closed, self._over, self._inner, self._port = False, False, inner, port
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -326,8 +328,8 @@ class _Away:
 
 
 @contextmanager
-def _relay(port: int, inner: int) -> Iterator[_Away]:
-    away = _Away(port, inner)
+def _relay(port: int, inner: int) -> Iterator[FlakyProxy]:
+    away = FlakyProxy(port, inner)
     try:
         wait_until(lambda: _answers(port), seconds=30)
         yield away
@@ -367,26 +369,26 @@ def _answers(port: int) -> bool:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def broken_images(scene: Scene) -> None:
+def broken_images(context: FaultContext) -> None:
     """Five pictures in the middle of a shard break while no job runs; the next ones go on with fewer workers.
 
     Identical means: to one process that goes on from the same checkpoint with the same broken pictures. (Pictures that
     break while workers read them are left out from the step on at which they are met, which is a matter of time.)
     """
-    pictures = scene.folder / "pictures"
+    pictures = context.folder / "pictures"
     _write_digits(pictures)
-    scene.options.append(f"data.uri={pictures}")
-    scene.start()
-    scene.wait_for("training")
-    scene.end_job(signal.SIGTERM)
+    context.options.append(f"data.uri={pictures}")
+    context.start()
+    context.wait_for("training")
+    context.end_job(signal.SIGTERM)
     for path in sorted(pictures.iterdir())[400:405]:
         os.truncate(path, path.stat().st_size // 2)
-    scene.compare_with = str(scene.folder / "copy")
-    shutil.copytree(scene.run_dir, scene.compare_with)
-    scene.start("run.workers=1")
-    assert scene.job is not None
-    scene.job.wait(timeout=900)
-    named = (Path(scene.run_dir) / "skipped.jsonl").read_text().splitlines()
+    context.compare_with = str(context.folder / "copy")
+    shutil.copytree(context.run_dir, context.compare_with)
+    context.start("run.workers=1")
+    assert context.job is not None
+    context.job.wait(timeout=900)
+    named = (Path(context.run_dir) / "skipped.jsonl").read_text().splitlines()
     assert len(named) == 5, named
 
 

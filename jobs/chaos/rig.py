@@ -15,21 +15,21 @@ from pathlib import Path
 
 import torch
 
-from chaos.faults import FAULTS, Scene
-from chaos.stage import Stage
+from chaos.cluster import TestCluster
+from chaos.faults import FAULTS, FaultContext
 from raycluster.config import parse
 from raycluster.monitoring.status import Loss, Status
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
-from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import UserError
 
 RUN = """
 data: {uri: digits, shard_size: 150}
-views: {train: {size: 32, crop_scale: [0.5, 1.0]}, cluster: {size: 64}}
+views: {train: {size: 32, crop_scale: [0.5, 1.0]}, eval: {size: 64}}
 model: {name: smallnet, widths: [8, 16, 32]}
-method: {name: deepcluster, num_clusters: 60, layer: conv3, descriptor: pooled, pca_dim: 16, iterations: 60}
+method: {name: deepcluster, num_clusters: 60, layer: conv3, feature_spec: pooled, pca_dim: 16, iterations: 60}
 training: {epochs: 7, global_batch: 64, microbatch: 16, mode: exact, threads: 1, head_lr: 0.5}
 evaluation: {max_samples: 600}
 run: {dir: unset, workers: {min: 1, max: 2}, resize_seconds: 3, checkpoint_minutes: 0.03}
@@ -40,7 +40,7 @@ _SETTLE_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
-class Play:
+class Scenario:
     """A run, and what happens to it in turn. first_round: in which it may begin; `starts`: a fault starts the job."""
 
     faults: tuple[str, ...]
@@ -56,7 +56,7 @@ _TWICE = ("training.epochs=14",)  # as long, so that all happens before the run 
 _LONG = (*_SELDOM, *_TWICE)
 _BEGINNING_ONE = ("disk full for 30 s", "bucket out of reach for 30 s", "pictures broken in the middle of a shard")
 PLAYS = (
-    Play(
+    Scenario(
         (
             "training worker killed while training",
             "training worker killed while extracting",
@@ -64,8 +64,8 @@ PLAYS = (
             "training worker killed in a checkpoint write",
         )
     ),
-    Play(("node removed while training", "node added", "node drained while training"), _LONG),
-    Play(
+    Scenario(("node removed while training", "node added", "node drained while training"), _LONG),
+    Scenario(
         (
             "job killed while training",
             "job killed while extracting",
@@ -73,7 +73,7 @@ PLAYS = (
             "newest checkpoint truncated",
         )
     ),
-    Play(
+    Scenario(
         (
             "pool actor killed while extracting",
             "pool actor killed while clustering",
@@ -83,8 +83,8 @@ PLAYS = (
         ),
         _TWICE,
     ),
-    Play(("node removed while extracting", "node added", "node removed while clustering"), _SELDOM),
-    Play(
+    Scenario(("node removed while extracting", "node added", "node removed while clustering"), _SELDOM),
+    Scenario(
         (
             "second job on the same directory",
             "job stopped by SIGTERM, 2 -> 1 workers",
@@ -92,10 +92,10 @@ PLAYS = (
             "job interrupted while extracting, 0 -> 2 workers",
         )
     ),
-    *(Play((fault,), starts=True) for fault in _BEGINNING_ONE),
-    Play(("node drained while extracting",), _LONG),
-    Play(("training worker killed while training",), _FAST, first_round=0, most_apart=MOST_APART),
-    Play(("training worker killed while extracting",), _FAST, first_round=0, most_apart=MOST_APART),
+    *(Scenario((fault,), starts=True) for fault in _BEGINNING_ONE),
+    Scenario(("node drained while extracting",), _LONG),
+    Scenario(("training worker killed while training",), _FAST, first_round=0, most_apart=MOST_APART),
+    Scenario(("training worker killed while extracting",), _FAST, first_round=0, most_apart=MOST_APART),
 )
 
 
@@ -116,57 +116,59 @@ def chaos(words: str, *, seed: int, out: Path) -> Iterator[Outcome]:
     out: keeps the run directories and logs of plays that failed.
     """
     references: dict[tuple[str, ...], str] = {}
-    plays = [play for play in PLAYS if any(words in fault for fault in play.faults)]
-    with Stage() as stage, tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
-        for play in plays:
-            options = tuple(option for option in play.options if option.startswith("training."))
+    plays = [scenario for scenario in PLAYS if any(words in fault for fault in scenario.faults)]
+    with TestCluster() as test_cluster, tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+        for scenario in plays:
+            options = tuple(option for option in scenario.options if option.startswith("training."))
             if options not in references:
                 references[options] = str(Path(scratch) / f"undisturbed-{len(references)}")
                 undisturbed(references[options], options)
-            folder = out / f"seed-{seed}-play-{PLAYS.index(play) + 1}"
+            folder = out / f"seed-{seed}-play-{PLAYS.index(scenario) + 1}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            stage.restore()
-            outcomes = act(play, scene_of(play, stage, folder, seed=seed), references[options])
+            test_cluster.restore()
+            outcomes = act(scenario, scene_of(scenario, test_cluster, folder, seed=seed), references[options])
             yield from outcomes
             if not any(outcome.result.startswith("FAILED") for outcome in outcomes):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def scene_of(play: Play, stage: Stage, folder: Path, *, seed: int) -> Scene:
+def scene_of(scenario: Scenario, test_cluster: TestCluster, folder: Path, *, seed: int) -> FaultContext:
     """Where a play is acted: in an empty folder."""
     (folder / "run.yaml").write_text(RUN)
-    rng = random.Random(f"{seed} {play}")
-    return Scene(stage, folder, rng, list(play.options), str(folder / "run"), round=play.first_round)
+    rng = random.Random(f"{seed} {scenario}")
+    return FaultContext(
+        test_cluster, folder, rng, list(scenario.options), str(folder / "run"), round=scenario.first_round
+    )
 
 
-def act(play: Play, scene: Scene, reference: str) -> list[Outcome]:
+def act(scenario: Scenario, context: FaultContext, reference: str) -> list[Outcome]:
     """Let everything happen to one run, wait for its end, and compare it with the run in the directory `reference`."""
     outcomes: list[Outcome] = []
     known: list[int] = []
     losses: tuple[Loss, ...] = ()
     try:
-        if not play.starts:
-            scene.start()
-        for fault in play.faults:
-            scene.moment, scene.stopped_at = "", 0.0
+        if not scenario.starts:
+            context.start()
+        for fault in scenario.faults:
+            context.moment, context.stopped_at = "", 0.0
             outcomes.append(Outcome(fault, "", 0.0, 0.0, "not reached"))
-            FAULTS[fault](scene)
-            known.append(scene.num_losses)
-            outcomes[-1] = Outcome(fault, scene.moment, 0.0, _settle(scene), "")
-        _finish(scene)
-        losses = (scene.status() or Status()).lost
-        if scene.compare_with is not None:
-            reference = scene.compare_with
-            undisturbed(reference, scene.options)
-        result = compare(scene.run_dir, reference, most_apart=play.most_apart)
+            FAULTS[fault](context)
+            known.append(context.num_losses)
+            outcomes[-1] = Outcome(fault, context.moment, 0.0, _settle(context), "")
+        _finish(context)
+        losses = (context.status() or Status()).lost
+        if context.compare_with is not None:
+            reference = context.compare_with
+            undisturbed(reference, context.options)
+        result = compare(context.run_dir, reference, most_apart=scenario.most_apart)
     except (AssertionError, TimeoutError, UserError, OSError, subprocess.SubprocessError) as error:
         result = f"FAILED: {' '.join(str(error).split())[-300:]}"
     finally:
-        if scene.job is not None and scene.job.poll() is None:
-            scene.job.kill()
-            scene.job.wait()
-        for undo in reversed(scene.undo):
+        if context.job is not None and context.job.poll() is None:
+            context.job.kill()
+            context.job.wait()
+        for undo in reversed(context.undo):
             undo()
     for place, (first, last) in enumerate(zip(known, [*known[1:], len(losses)], strict=True)):
         outcomes[place] = _counted(outcomes[place], losses[first:last])
@@ -183,27 +185,27 @@ def _counted(outcome: Outcome, losses: Sequence[Loss]) -> Outcome:
     )
 
 
-def _settle(scene: Scene) -> float:
+def _settle(context: FaultContext) -> float:
     """Until the run works again or has passed the round; after a stop on purpose, seconds until it went on."""
     until = time.monotonic() + _SETTLE_SECONDS
-    while time.monotonic() < until and scene.job is not None and scene.job.poll() is None:
-        status = scene.status() or Status()
-        losses = status.lost[scene.num_losses :]
-        at_work = status.workers > 0 and status.phase in _WORKING and status.updated_at > scene.stopped_at
-        if at_work and scene.stopped_at and not losses:
-            return status.updated_at - scene.stopped_at
+    while time.monotonic() < until and context.job is not None and context.job.poll() is None:
+        status = context.status() or Status()
+        losses = status.lost[context.num_losses :]
+        at_work = status.workers > 0 and status.phase in _WORKING and status.updated_at > context.stopped_at
+        if at_work and context.stopped_at and not losses:
+            return status.updated_at - context.stopped_at
         if at_work and losses and all(loss.recovery_seconds is not None for loss in losses):
             break
-        if at_work and status.round > scene.round:
+        if at_work and status.round > context.round:
             break
         time.sleep(0.05)
     return 0.0
 
 
-def _finish(scene: Scene) -> None:
-    assert scene.job is not None
-    code = scene.job.wait(timeout=900)
-    assert code == 0, f"exit code {code}: {scene.log.read_text()[-500:]}"
+def _finish(context: FaultContext) -> None:
+    assert context.job is not None
+    code = context.job.wait(timeout=900)
+    assert code == 0, f"exit code {code}: {context.log.read_text()[-500:]}"
 
 
 def undisturbed(run_dir: str, options: Sequence[str]) -> None:
@@ -222,11 +224,11 @@ def compare(run_dir: str, reference: str, *, most_apart: float = 0.0) -> str:
     one, two = (load_newest(folder, torch.device("cpu")) for folder in (run_dir, reference))
     assert one is not None and two is not None
     names = [name for name in two["network"] if not (most_apart and ".running_" in name)]
-    apart = max(float((one["network"][name].double() - two["network"][name].double()).abs().max()) for name in names)
-    assert apart <= most_apart, f"weights are apart by {apart:.3g}"
+    distance = max(float((one["network"][name].double() - two["network"][name].double()).abs().max()) for name in names)
+    assert distance <= most_apart, f"weights are apart by {distance:.3g}"
     same = [record["assignments"] for record in rounds] == [record["assignments"] for record in others]
     assert same, "assignments differ"
-    return f"agrees to {apart:.1g}" if most_apart else "identical"
+    return f"agrees to {distance:.1g}" if most_apart else "identical"
 
 
 def _rounds(run_dir: str) -> list[dict]:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.search import int8_cpu
-from raycluster.features.matrix import Extent, Features, add
+from raycluster.features.matrix import FeatureStats, add
+from raycluster.types import Features
 
 # 40 bits per value, 62 per total; a value times its scale stays below 2^51, where float64 can round it by addition.
 _VALUE_BITS = 40
@@ -99,7 +100,7 @@ def _some(count: int, compiled: bool) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def sum_scale(size: Extent) -> float:
+def sum_scale(size: FeatureStats) -> float:
     """The power of two that turns values into integers whose sum over all rows cannot overflow."""
     _, exponent = np.frexp(max(abs(float(size.low.min())), abs(float(size.high.max()))))
     return 2.0 ** (min(_VALUE_BITS, _TOTAL_BITS - size.num_rows.bit_length()) - int(exponent))
@@ -116,7 +117,7 @@ def means(
 
 def spans(num_clusters: int, features: Features) -> list[slice]:
     """Clusters whose totals exist at the same time."""
-    size = max(1, features.room // (8 * features.dim))
+    size = max(1, features.memory_budget // (8 * features.dim))
     return [slice(start, min(start + size, num_clusters)) for start in range(0, num_clusters, size)]
 
 
@@ -133,13 +134,13 @@ def _square_scale(most: NDArray[np.float64], num_rows: int) -> float:
     return 2.0 ** (min(_LARGEST_BITS, _TOTAL_BITS - num_rows.bit_length()) - int(exponent))
 
 
-def spread_scale(size: Extent, centroids: NDArray[np.float32]) -> float:
-    """The power of two for `spread`: no sum over all rows can overflow."""
+def inertia_scale(size: FeatureStats, centroids: NDArray[np.float32]) -> float:
+    """The power of two for `inertia_sum`: no sum over all rows can overflow."""
     high = np.maximum(size.high, centroids.max(axis=0)).astype(np.float64)
     return _square_scale(high - np.minimum(size.low, centroids.min(axis=0)), size.num_rows)
 
 
-def spread(
+def inertia_sum(
     values: NDArray[np.floating],
     labels: NDArray[np.int64],
     scale: float,
@@ -151,8 +152,8 @@ def spread(
     for part in _some(len(values), compiled):
         rows, chosen = values[part], labels[part]
         if compiled:
-            whole += int8_cpu.spread(rows.astype(np.float32, copy=False), chosen, scale, centroids)
+            whole += int8_cpu.inertia_sum(rows.astype(np.float32, copy=False), chosen, scale, centroids)
         else:
-            apart = torch.from_numpy(rows.astype(np.float64)).sub_(torch.from_numpy(centroids[chosen]))
-            whole += int(_rounded(apart.square_(), scale).sum())
+            distance = torch.from_numpy(rows.astype(np.float64)).sub_(torch.from_numpy(centroids[chosen]))
+            whole += int(_rounded(distance.square_(), scale).sum())
     return whole

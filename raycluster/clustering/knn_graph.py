@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.centroids import PreparedCentroids, prepare
 from raycluster.clustering.search.rerank import pair_distances, product_error
-from raycluster.features.matrix import Features, device, extent
-from raycluster.types import Block, UserError
+from raycluster.features.matrix import device, feature_stats
+from raycluster.types import Block, Features, UserError
 
 _DATABASE_ROWS = 1 << 14
 _TILE_ROWS = 256
@@ -21,75 +21,84 @@ def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[n
 
     Equally near ones come in ascending order. The database goes past the blocks in parts, so memory is bounded.
     """
-    num_rows = extent(features).num_rows
+    num_rows = feature_stats(features).num_rows
     if not 1 <= k < num_rows:
         raise UserError(f"k must be at least 1 and below the number of rows, {num_rows}; seen {k}")
     samples = np.concatenate(features.collect(_samples))
     order = np.argsort(samples)
     database = samples[order]
-    ids, apart = np.empty((num_rows, 0), np.int64), np.empty((num_rows, 0))
+    ids, distance = np.empty((num_rows, 0), np.int64), np.empty((num_rows, 0))
     for start in range(0, num_rows, _DATABASE_ROWS):
         part = database[start : start + _DATABASE_ROWS]
         found = features.collect(_search, prepare(features.rows(part)), part, k)
         new_ids, new_apart = (np.concatenate(column)[order] for column in zip(*found, strict=True))
-        ids, apart = _best(np.hstack([ids, new_ids]), np.hstack([apart, new_apart]), k)
-    return ids, apart.astype(np.float32)
+        ids, distance = _best(np.hstack([ids, new_ids]), np.hstack([distance, new_apart]), k)
+    return ids, distance.astype(np.float32)
 
 
-def _best(ids: NDArray[np.int64], apart: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _best(
+    ids: NDArray[np.int64], distance: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The k nearest of each row; id -1 is nobody, infinitely far."""
-    order = np.lexsort((ids, apart), axis=1)[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(apart, order, axis=1)
+    order = np.lexsort((ids, distance), axis=1)[:, :k]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(distance, order, axis=1)
 
 
 def _search(
-    block: Block, target: Target, part: NDArray[np.int64], k: int
+    block: Block, prepared: PreparedCentroids, part: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     width = min(k, len(part))
-    ids, apart = np.full((len(block.samples), width), -1), np.full((len(block.samples), width), np.inf)
+    ids, distance = np.full((len(block.samples), width), -1), np.full((len(block.samples), width), np.inf)
     for start in range(0, len(block.samples), _TILE_ROWS):
         rows = slice(start, start + _TILE_ROWS)
         values = block.values[rows].astype(np.float32, copy=False)
-        ids[rows], apart[rows] = _search_tile(values, block.samples[rows], target, part, width)
-    return ids, apart
+        ids[rows], distance[rows] = _search_tile(values, block.samples[rows], prepared, part, width)
+    return ids, distance
 
 
 def _search_tile(
-    values: NDArray[np.float32], own: NDArray[np.int64], target: Target, part: NDArray[np.int64], width: int
+    values: NDArray[np.float32],
+    own: NDArray[np.int64],
+    prepared: PreparedCentroids,
+    part: NDArray[np.int64],
+    width: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The few of `part` that come first for each row; one that a row's rounding errors could hide is looked at too."""
     where = device()
-    rows = torch.from_numpy(values - target.centre).to(where)
-    scores = torch.addmm(target.offsets.to(where), rows, target.centred.to(where).T)
+    rows = torch.from_numpy(values - prepared.centre).to(where)
+    scores = torch.addmm(prepared.offsets.to(where), rows, prepared.centred.to(where).T)
     most = min(width + 1 + _SPARE, len(part))
     best, columns = scores.topk(most, dim=1)
     norm = torch.linalg.vector_norm(rows, dim=1)
-    error = product_error(values.shape[1]) * target.reach * (norm + target.reach / 2) + values.shape[1] * 2.0**-125
+    error = (
+        product_error(values.shape[1]) * prepared.max_norm * (norm + prepared.max_norm / 2)
+        + values.shape[1] * 2.0**-125
+    )
     # One more than asked for, because one of them may be the row itself.
     floor = best[:, min(width, most - 1)] - error
     hidden = (~(best[:, -1] < floor)).cpu().numpy() if most < len(part) else np.zeros(len(values), bool)
-    ids, apart = _decide(values, own, target, part, columns.cpu().numpy())
-    ids, apart = _best(ids, apart, width)
+    ids, distance = _decide(values, own, prepared, part, columns.cpu().numpy())
+    ids, distance = _best(ids, distance, width)
     for row in np.flatnonzero(hidden):
         near = torch.nonzero(~(scores[row] < floor[row]))[:, 0].cpu().numpy()
         one = slice(row, row + 1)
-        ids[one], apart[one] = _best(*_decide(values[one], own[one], target, part, near[None]), width)
-    return ids, apart
+        ids[one], distance[one] = _best(*_decide(values[one], own[one], prepared, part, near[None]), width)
+    return ids, distance
 
 
 def _decide(
     values: NDArray[np.float32],
     own: NDArray[np.int64],
-    target: Target,
+    prepared: PreparedCentroids,
     part: NDArray[np.int64],
     columns: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ids and exact distances of these columns; the row itself is infinitely far."""
     rows = np.repeat(np.arange(len(values)), columns.shape[1])
-    apart = pair_distances(values, rows, target.centroids, columns.ravel()).reshape(columns.shape)
+    distance = pair_distances(values, rows, prepared.centroids, columns.ravel()).reshape(columns.shape)
     ids = part[columns]
-    apart[ids == own[:, None]] = np.inf
-    return np.where(np.isinf(apart), -1, ids), apart
+    distance[ids == own[:, None]] = np.inf
+    return np.where(np.isinf(distance), -1, ids), distance
 
 
 def _samples(block: Block) -> NDArray[np.int64]:

@@ -13,12 +13,12 @@ _MOST_CLUSTERINGS = 16
 _KEPT: OrderedDict[str, dict[tuple[int, int], Any]] = OrderedDict()
 
 
-def recall(clustering: str, samples: NDArray[np.int64]) -> Any:
+def get(clustering: str, samples: NDArray[np.int64]) -> Any:
     """What was kept of these rows, None if that is not known here."""
     return _KEPT.get(clustering, {}).get(_key(samples)) if len(samples) else None
 
 
-def keep(clustering: str, samples: NDArray[np.int64], value: Any) -> None:
+def put(clustering: str, samples: NDArray[np.int64], value: Any) -> None:
     """Remember something of these rows; the oldest of many clusterings is forgotten."""
     if not len(samples):
         return

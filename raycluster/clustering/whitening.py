@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from raycluster.features.matrix import Extent, Features, device, extent
-from raycluster.types import Block, UserError
+from raycluster.features.matrix import FeatureStats, device, feature_stats
+from raycluster.types import Block, Features, UserError
 
 # 20 bits and a sign-free centre: |q| <= 2^19, so 2^14 products of 38 bits fit the 53 bits of a float64.
 _BITS = 20
@@ -44,7 +44,7 @@ def fit_whitening(features: Features, dim: int) -> Whitening:
 
     Raises UserError if values are not finite, or if dim is larger than the number of columns or of rows.
     """
-    size = extent(features)
+    size = feature_stats(features)
     if not 1 <= dim <= min(features.dim, size.num_rows):
         raise UserError(
             f"cannot whiten {size.num_rows} rows of {features.dim} columns to {dim}: the whitened width must be at "
@@ -61,7 +61,7 @@ def whiten(features: Features, dim: int) -> Features:
     return features.map(_project, whitening.mean, whitening.step, weights, unit)
 
 
-def _grid(size: Extent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _grid(size: FeatureStats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centre and step (D,) of the integers that stand for each column; a constant column has step 1."""
     low, high = size.low.astype(np.float64), size.high.astype(np.float64)
     bits = min(_BITS, (64 - size.num_rows.bit_length()) // 2)
@@ -70,7 +70,7 @@ def _grid(size: Extent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _covariance(
-    features: Features, size: Extent
+    features: Features, size: FeatureStats
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean (D,), covariance (D, D) and the step (D,) to which values were rounded for it."""
     centre, step = _grid(size)
@@ -95,8 +95,8 @@ def _rounded(block: Block, centre: NDArray[np.float64], step: NDArray[np.float64
 
 def _sums(block: Block, centre: NDArray[np.float64], step: NDArray[np.float64]) -> tuple[NDArray[np.int64]]:
     sums = np.zeros(len(step), np.int64)
-    for rounded in _rounded(block, centre, step):
-        sums += rounded.sum(dim=0).cpu().numpy().astype(np.int64)
+    for quantized in _rounded(block, centre, step):
+        sums += quantized.sum(dim=0).cpu().numpy().astype(np.int64)
     return (sums,)
 
 
@@ -105,8 +105,8 @@ def _products(
 ) -> tuple[NDArray[np.int64]]:
     """Sums of products of columns 0..stop with columns start..stop, (stop, stop - start)."""
     products = np.zeros((stop, stop - start), np.int64)
-    for rounded in _rounded(block, centre, step):
-        products += (rounded[:, :stop].T @ rounded[:, start:stop]).cpu().numpy().astype(np.int64)
+    for quantized in _rounded(block, centre, step):
+        products += (quantized[:, :stop].T @ quantized[:, start:stop]).cpu().numpy().astype(np.int64)
     return (products,)
 
 
@@ -143,8 +143,8 @@ def _project(
     result = np.empty((len(block.values), len(unit)), np.float32)
     matrix = torch.tensor(weights, device=device())
     start = 0
-    for rounded in _rounded(block, mean, step):
-        rows = (rounded @ matrix).cpu().numpy() * unit
+    for quantized in _rounded(block, mean, step):
+        rows = (quantized @ matrix).cpu().numpy() * unit
         norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
         result[start : start + len(rows)] = rows / np.where(norms > 0, norms, 1.0)
         start += len(rows)

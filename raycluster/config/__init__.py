@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from raycluster.config.loader import dump, from_tree, load, parse, settings
-from raycluster.config.registry import named
+from raycluster.config.registry import PluginField
 
-__all__ = ["dump", "from_tree", "load", "named", "parse", "settings"]
+__all__ = ["PluginField", "dump", "from_tree", "load", "parse", "settings"]

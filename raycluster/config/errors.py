@@ -13,12 +13,12 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from raycluster.config.registry import did_you_mean, named
+from raycluster.config.registry import PluginField, did_you_mean
 
 Location = tuple[int | str, ...]
 
 
-class Mistake(NamedTuple):
+class ConfigError(NamedTuple):
     """One thing to mend.
 
     path: dotted. seen: the value, None where there is none. wanted, remedy: for people; wanted is empty where the
@@ -37,39 +37,45 @@ class Mistake(NamedTuple):
         return f"{self.path}: {seen}; wanted {self.wanted}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def invalid(cls: type[Any], tree: dict[str, Any], error: ValidationError) -> list[Mistake]:
+def invalid(cls: type[Any], tree: dict[str, Any], error: ValidationError) -> list[ConfigError]:
     """One mistake per path; what the members of a union wanted is joined by "or", unless one of them tells more."""
-    found: dict[str, Mistake] = {}
+    found: dict[str, ConfigError] = {}
     for item in error.errors(include_url=False):
-        mistake = _mistake(cls, tree, typing.cast("dict[str, Any]", item))
-        if mistake.path in found:
-            first = found[mistake.path]
-            wanted = " or ".join(filter(None, (first.wanted, mistake.wanted)))
-            mistake = first._replace(wanted=wanted)
-        found[mistake.path] = mistake
-    return [mistake for path, mistake in found.items() if not any(other.startswith(f"{path}.") for other in found)]
+        config_error = _config_error(cls, tree, typing.cast("dict[str, Any]", item))
+        if config_error.path in found:
+            first = found[config_error.path]
+            wanted = " or ".join(filter(None, (first.wanted, config_error.wanted)))
+            config_error = first._replace(wanted=wanted)
+        found[config_error.path] = config_error
+    return [
+        config_error for path, config_error in found.items() if not any(other.startswith(f"{path}.") for other in found)
+    ]
 
 
-def _mistake(cls: type[Any], tree: dict[str, Any], item: dict[str, Any]) -> Mistake:
+def _config_error(cls: type[Any], tree: dict[str, Any], item: dict[str, Any]) -> ConfigError:
     location, seen, section = _walk(cls, tree, item["loc"])
     path = ".".join(map(str, location)) or "configuration"
     fields = {field.name: field for field in dataclasses.fields(section)} if section else {}
     key = str(location[-1]) if location else ""
     if item["type"] == "value_error":
-        return Mistake(path, None, "", item["msg"].removeprefix("Value error, "))
+        return ConfigError(path, None, "", item["msg"].removeprefix("Value error, "))
     wanted = re.sub(r"^Input should be |, unable to parse.*$", "", item["msg"])
     wanted = wanted.replace("a valid integer", "an integer").replace("a valid ", "a ")
     if item["type"] == "unexpected_keyword_argument":
         hint = did_you_mean(key, list(fields)) or "; remove it"
-        return Mistake(path, shown(seen), f"one of the settings {', '.join(fields)}", hint.removeprefix("; "))
+        return ConfigError(
+            path, format_value(seen), f"one of the settings {', '.join(fields)}", hint.removeprefix("; ")
+        )
     if item["type"] in ("missing", "missing_argument"):
         example = f"add it to the file or give {path}=..."
-        return Mistake(path, None, _meaning(section, key) or "a value, it has no default", example)
+        return ConfigError(path, None, _meaning(section, key) or "a value, it has no default", example)
     if item["type"] == "dataclass_type":
         wanted = "a section of settings (key: value)"
     default = fields[key].default if key in fields else dataclasses.MISSING
     usable = isinstance(default, (bool, int, float, str))
-    return Mistake(path, shown(seen), wanted, f"leave it out for the default {shown(default)}" if usable else "")
+    return ConfigError(
+        path, format_value(seen), wanted, f"leave it out for the default {format_value(default)}" if usable else ""
+    )
 
 
 def _walk(cls: type[Any], tree: Any, location: Location) -> tuple[Location, Any, type[Any] | None]:
@@ -94,9 +100,9 @@ def _walk(cls: type[Any], tree: Any, location: Location) -> tuple[Location, Any,
 
 
 def _section_class(hint: Any, value: Any) -> type[Any] | None:
-    """The settings class that a type hint means for a value: a dataclass, or one found through ``named``."""
+    """The settings class that a type hint means for a value: a dataclass, or one found through ``PluginField``."""
     for part in _members(hint):
-        if isinstance(part, named):
+        if isinstance(part, PluginField):
             return part.settings_class(value)
     classes = [part for part in _members(hint) if isinstance(part, type) and dataclasses.is_dataclass(part)]
     return classes[0] if classes else None
@@ -113,17 +119,17 @@ def _members(hint: Any) -> Iterator[Any]:
             yield from _members(argument)
 
 
-def booleans_for_numbers(cls: type[Any], tree: dict[str, Any]) -> Iterator[Mistake]:
+def booleans_for_numbers(cls: type[Any], tree: dict[str, Any]) -> Iterator[ConfigError]:
     """``epochs: true`` would quietly become 1; YAML also reads ``yes`` and ``on`` so."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for key, value in tree.items():
         members = list(_members(hints.get(key)))
         accepted = any(member is bool or member is value for member in members)
         if isinstance(value, bool) and not accepted and any(member is int or member is float for member in members):
-            yield Mistake(str(key), shown(value), "a number", "write digits")
+            yield ConfigError(str(key), format_value(value), "a number", "write digits")
         section = _section_class(hints.get(key), value) if isinstance(value, dict) else None
-        for mistake in booleans_for_numbers(section, value) if section else ():
-            yield mistake._replace(path=f"{key}.{mistake.path}")
+        for config_error in booleans_for_numbers(section, value) if section else ():
+            yield config_error._replace(path=f"{key}.{config_error.path}")
 
 
 def _meaning(section: type[Any] | None, key: str) -> str:
@@ -133,7 +139,7 @@ def _meaning(section: type[Any] | None, key: str) -> str:
     return match[1] if match else ""
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as the user would write it, on one short line."""
     text = yaml.safe_dump(plain(value), default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
     return text if len(text) <= 80 else text[:77] + "..."

@@ -14,11 +14,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import dataclass_transform
 
-from raycluster.config.errors import Mistake, booleans_for_numbers, invalid, plain, shown
-from raycluster.config.registry import named
+from raycluster.config.errors import ConfigError, booleans_for_numbers, format_value, invalid, plain
 from raycluster.types import UserError
-
-__all__ = ["dump", "from_tree", "load", "named", "parse", "settings"]
 
 T = TypeVar("T")
 
@@ -53,25 +50,25 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
 
 def parse(cls: type[T], text: str, overrides: Sequence[str] = (), *, source: str = "configuration") -> T:
     """The settings in a YAML text, see ``load``. source: what error messages call the text."""
-    tree, mistakes = _read_yaml(text, source)
+    tree, config_errors = _read_yaml(text, source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{source}: seen {shown(tree)}; wanted a mapping of sections such as `seed: 0`")
+        raise UserError(f"{source}: seen {format_value(tree)}; wanted a mapping of sections such as `seed: 0`")
     for override in overrides:
-        mistakes += _override(tree, override)
-    return from_tree(cls, tree, source=source, mistakes=mistakes)
+        config_errors += _override(tree, override)
+    return from_tree(cls, tree, source=source, config_errors=config_errors)
 
 
-def from_tree(cls: type[T], tree: dict[str, Any], *, source: str, mistakes: Sequence[Mistake] = ()) -> T:
-    """The settings in dicts, lists and scalars, see ``load``. mistakes: to tell together with those found here."""
-    mistakes = [*mistakes, *booleans_for_numbers(cls, tree)]
+def from_tree(cls: type[T], tree: dict[str, Any], *, source: str, config_errors: Sequence[ConfigError] = ()) -> T:
+    """The settings in dicts, lists and scalars, see ``load``. config_errors: to tell together with those found here."""
+    config_errors = [*config_errors, *booleans_for_numbers(cls, tree)]
     try:
         config = TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:
-        mistakes += invalid(cls, tree, error)
-    if mistakes:
-        lines = "\n".join(f"  {mistake}" for mistake in mistakes)
-        raise UserError(f"{source}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n{lines}")
+        config_errors += invalid(cls, tree, error)
+    if config_errors:
+        lines = "\n".join(f"  {config_error}" for config_error in config_errors)
+        raise UserError(f"{source}: {len(config_errors)} mistake{'s' * (len(config_errors) > 1)}\n{lines}")
     return config
 
 
@@ -83,7 +80,7 @@ def dump(config: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads ``1e-3`` as a number and remembers keys given twice."""
 
-    duplicates: list[Mistake]
+    duplicates: list[ConfigError]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -91,7 +88,9 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 wanted = f"each key once (lines {lines[key.value]} and {line})"
-                self.duplicates.append(Mistake(str(key.value), "the same key twice", wanted, "remove one of the lines"))
+                self.duplicates.append(
+                    ConfigError(str(key.value), "the same key twice", wanted, "remove one of the lines")
+                )
             lines[str(key.value)] = line
         return super().construct_mapping(node, deep)
 
@@ -102,7 +101,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(text: str, source: str) -> tuple[Any, list[Mistake]]:
+def _read_yaml(text: str, source: str) -> tuple[Any, list[ConfigError]]:
     loader = _Loader(text)
     loader.duplicates = []
     try:
@@ -114,25 +113,31 @@ def _read_yaml(text: str, source: str) -> tuple[Any, list[Mistake]]:
     return tree, loader.duplicates
 
 
-def _override(tree: dict[str, Any], override: str) -> list[Mistake]:
+def _override(tree: dict[str, Any], override: str) -> list[ConfigError]:
     """Set one ``section.key=value`` in the tree."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(re.fullmatch(r"\w+", key) for key in keys):
-        return [Mistake(override, "an override of another form", "section.key=value", "for instance training.lr=0.1")]
+        return [
+            ConfigError(override, "an override of another form", "section.key=value", "for instance training.lr=0.1")
+        ]
     for depth, key in enumerate(keys[:-1], 1):
         if tree.get(key) is None:
             tree[key] = {}
         tree = tree[key]
         if not isinstance(tree, dict):
             parent = ".".join(keys[:depth])
-            return [Mistake(path, f"{parent} = {shown(tree)}", f"{parent} to be a section", f"set {parent} itself")]
+            return [
+                ConfigError(
+                    path, f"{parent} = {format_value(tree)}", f"{parent} to be a section", f"set {parent} itself"
+                )
+            ]
     try:
-        value, mistakes = _read_yaml(text, override) if text else ("", [])
+        value, config_errors = _read_yaml(text, override) if text else ("", [])
     except UserError:
-        return [Mistake(path, text, "a value in YAML", "quote it, for instance key='\"a: b\"'")]
+        return [ConfigError(path, text, "a value in YAML", "quote it, for instance key='\"a: b\"'")]
     tree[keys[-1]] = value
-    return mistakes
+    return config_errors
 
 
 def _nearby(path: Path) -> str:

@@ -18,7 +18,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 @dataclass(frozen=True)
-class named:
+class PluginField:
     """Annotation of a section whose class is chosen by its key ``name``: the name is the module that offers the class.
 
     ``method: Annotated[Method, named("raycluster.methods", "Method")]`` makes ``method: {name: foo}`` an instance of

@@ -61,7 +61,7 @@ class Jpeg:
         return found
 
 
-Picture = Image.Image | Jpeg
+DecodableImage = Image.Image | Jpeg
 
 
 def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
@@ -72,14 +72,14 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     return np.asarray(rgb(opened(data, max_pixels=max_pixels)))
 
 
-def opened(data: bytes, *, max_pixels: int) -> Picture:
-    """An image of final size and orientation; of a plain JPEG only the header is read, so that `shrunk` can save work.
+def opened(data: bytes, *, max_pixels: int) -> DecodableImage:
+    """An image of final size and orientation; of a plain JPEG only the header is read, so that `set_jpeg_scale` can save work.
 
     Raises BrokenImage like `decode`.
     """
     if not data:
         raise BrokenImage("the file is empty")
-    image: Picture = _plain_jpeg(data) or _guarded(_plugin(data), io.BytesIO(data))
+    image: DecodableImage = _plain_jpeg(data) or _guarded(_plugin(data), io.BytesIO(data))
     width, height = image.size
     if width * height > max_pixels:
         raise BrokenImage(f"{width} x {height} pixels exceed max_image_pixels = {max_pixels}")
@@ -90,17 +90,17 @@ def opened(data: bytes, *, max_pixels: int) -> Picture:
     return whole if turn is None else whole.transpose(turn)
 
 
-def shrunk(image: Picture, box: Box, size: tuple[int, int]) -> Box:
+def set_jpeg_scale(image: DecodableImage, box: Box, size: tuple[int, int]) -> Box:
     """Make a JPEG decode at 1/2, 1/4 or 1/8 if `box` keeps at least `size` pixels; -> the box in the result."""
-    room = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
-    if room < 2 or not isinstance(image, Jpeg):
+    shrink_factor = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    if shrink_factor < 2 or not isinstance(image, Jpeg):
         return box
-    image.scale = next(scale for scale in _JPEG_SCALES if scale <= room)
+    image.scale = next(scale for scale in _JPEG_SCALES if scale <= shrink_factor)
     left, top, right, bottom = (edge / image.scale for edge in box)
     return left, top, min(right, image.size[0]), min(bottom, image.size[1])
 
 
-def rgb(image: Picture) -> Image.Image:
+def rgb(image: DecodableImage) -> Image.Image:
     """Decode the pixels and convert them to mode RGB. Raises BrokenImage."""
     if isinstance(image, Jpeg):
         return Image.fromarray(image.pixels())

@@ -1,7 +1,7 @@
 """The epoch plan: which images each lane visits in which order, known before anything is read.
 
 An epoch is a sequence of rows: shards in a seeded order, each sample repeated as the sampling asks. It is cut into
-`lanes` contiguous lanes of equal length, of which lane j supplies microbatch j of every step; inside a lane, rows are
+`streams` contiguous lanes of equal length, of which lane j supplies microbatch j of every step; inside a lane, rows are
 shuffled within windows of neighbouring shards. Nothing here knows how many workers there are.
 """
 
@@ -17,14 +17,14 @@ from raycluster.seeding import generator
 from raycluster.types import Chunk, ImageBlock
 
 Shard = tuple[int, int]
-Rows = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]
+StepRows = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]
 
 
 def plan_epoch(
     counts: NDArray[np.int64],
     shards: Sequence[Shard],
     *,
-    lanes: int,
+    streams: int,
     microbatch: int,
     seed: int,
     epoch: int,
@@ -35,18 +35,18 @@ def plan_epoch(
     counts: (N,) visits per sample, whose sum must be a multiple of lanes * microbatch. shards: (start, stop) ids.
     """
     total = int(counts.sum())
-    if total % (lanes * microbatch):
-        raise ValueError(f"{total} rows do not fill {lanes} lanes with microbatches of {microbatch}")
-    length = total // lanes
+    if total % (streams * microbatch):
+        raise ValueError(f"{total} rows do not fill {streams} lanes with microbatches of {microbatch}")
+    length = total // streams
     order = generator(seed, "shards", epoch).permutation(len(shards))
     chunks, row = [], 0
     for window in range(0, len(order), window_shards):
         samples, repeats = _rows(counts, [shards[shard] for shard in order[window : window + window_shards]])
         stop = row + len(samples)
-        for lane in range(row // length, -(-stop // length)) if stop > row else ():
-            low, high = max(row, lane * length), min(stop, (lane + 1) * length)
-            rows = low - row + generator(seed, "rows", epoch, lane, window).permutation(high - low)
-            chunks.append(Chunk(lane, low - lane * length, epoch, samples[rows], repeats[rows]))
+        for stream in range(row // length, -(-stop // length)) if stop > row else ():
+            low, high = max(row, stream * length), min(stop, (stream + 1) * length)
+            rows = low - row + generator(seed, "rows", epoch, stream, window).permutation(high - low)
+            chunks.append(Chunk(stream, low - stream * length, epoch, samples[rows], repeats[rows]))
         row = stop
     return _in_order(chunks, microbatch)
 
@@ -58,7 +58,7 @@ def from_step(chunks: Sequence[Chunk], step: int, microbatch: int) -> list[Chunk
     return _in_order([chunk for chunk in rest if len(chunk.samples)], microbatch)
 
 
-def pieces(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Chunk]:
+def split_chunks(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Chunk]:
     """The same plan in chunks of at most `rows` rows: the first step starts earlier, files are opened more often."""
     parts = [
         _cut(chunk, start, start + rows)
@@ -85,17 +85,17 @@ def shard_chunks(shards: Sequence[Shard], epoch: int = 0, visits: int = 1) -> li
     ]
 
 
-def steps(blocks: Iterable[ImageBlock], lanes: Sequence[int], microbatch: int) -> Iterator[dict[int, Rows]]:
+def steps(blocks: Iterable[ImageBlock], streams: Sequence[int], microbatch: int) -> Iterator[dict[int, StepRows]]:
     """One microbatch per lane and step: {lane: (samples (b,), images (b, h, w, 3), errors (b,))}.
 
     blocks: of these lanes, in the order of the plan (or of any rest of it that starts at a step).
     """
-    waiting = {lane: _Queue() for lane in lanes}
+    waiting = {stream: _Queue() for stream in streams}
     for block in blocks:
-        waiting[block.lane].push(block)
+        waiting[block.stream].push(block)
         while all(queue.rows >= microbatch for queue in waiting.values()):
-            yield {lane: queue.pop(microbatch) for lane, queue in waiting.items()}
-    left = {lane: queue.rows for lane, queue in waiting.items() if queue.rows}
+            yield {stream: queue.pop(microbatch) for stream, queue in waiting.items()}
+    left = {stream: queue.rows for stream, queue in waiting.items() if queue.rows}
     assert not left, f"rows left over in lanes {left}: blocks are missing, or the plan does not fill its last step"
 
 
@@ -108,12 +108,12 @@ class _Queue:
         self._next: int | None = None
 
     def push(self, block: ImageBlock) -> None:
-        assert self._next in (None, block.start), f"lane {block.lane} got row {block.start} in place of {self._next}"
+        assert self._next in (None, block.start), f"lane {block.stream} got row {block.start} in place of {self._next}"
         self._next = block.start + len(block.samples)
         self._blocks.append(block)
         self.rows += len(block.samples)
 
-    def pop(self, count: int) -> Rows:
+    def pop(self, count: int) -> StepRows:
         self.rows -= count
         taken: list[ImageBlock] = []
         while count:
@@ -142,14 +142,14 @@ def _rows(counts: NDArray[np.int64], shards: Sequence[Shard]) -> tuple[NDArray[n
 
 def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
     rows = slice(max(start - chunk.start, 0), max(stop - chunk.start, 0))
-    return Chunk(chunk.lane, start, chunk.epoch, chunk.samples[rows], chunk.repeats[rows])
+    return Chunk(chunk.stream, start, chunk.epoch, chunk.samples[rows], chunk.repeats[rows])
 
 
 def _in_order(chunks: list[Chunk], microbatch: int) -> list[Chunk]:
-    return sorted(chunks, key=lambda chunk: (chunk.start // microbatch, chunk.lane, chunk.start))
+    return sorted(chunks, key=lambda chunk: (chunk.start // microbatch, chunk.stream, chunk.start))
 
 
 def _part(block: ImageBlock, start: int, stop: int) -> ImageBlock:
     return ImageBlock(
-        block.lane, block.start + start, block.samples[start:stop], block.images[start:stop], block.errors[start:stop]
+        block.stream, block.start + start, block.samples[start:stop], block.images[start:stop], block.errors[start:stop]
     )

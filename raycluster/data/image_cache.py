@@ -14,7 +14,7 @@ from raycluster.data.reader import contents
 Pixels = bytes | BrokenImage | NDArray[np.uint8]
 """A picture: its file, (h, w, 3) RGB, or why there is none."""
 
-Held = Callable[[str, NDArray[np.int64]], "Iterator[Pixels] | None"]
+ImageCache = Callable[[str, NDArray[np.int64]], "Iterator[Pixels] | None"]
 """Pictures of a manifest (its URI) by sample id, or None if they are not held."""
 
 

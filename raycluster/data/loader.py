@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from raycluster.data.decode import BrokenImage, opened
-from raycluster.data.image_cache import Held, Pixels
+from raycluster.data.image_cache import ImageCache, Pixels
 from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.reader import contents
 from raycluster.data.transforms import View, apply
@@ -30,7 +30,7 @@ def load_chunk(
     *,
     seed: int,
     settings: DataSettings,
-    held: Held | None = None,
+    image_cache: ImageCache | None = None,
     microbatch: int = 1,
 ) -> Iterator[ImageBlock]:
     """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels, or one microbatch if that has more.
@@ -38,21 +38,28 @@ def load_chunk(
     microbatch: blocks end where a lane's microbatches of so many rows do, which then need not be put together.
     Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
     black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts, and
-    whatever else goes wrong ChunkFailed. held: pictures that need not be read; the pixels are the same.
+    whatever else goes wrong ChunkFailed. image_cache: pictures that need not be read; the pixels are the same.
     """
     try:
         rows = rows_within(BLOCK_BYTES, view.size, microbatch)
-        yield from _loaded(chunk, manifest_uri, view, rows, seed=seed, settings=settings, held=held)
+        yield from _loaded(chunk, manifest_uri, view, rows, seed=seed, settings=settings, image_cache=image_cache)
     except UserError:
         raise
     except Exception as error:
-        raise ChunkFailed(chunk.lane, f"{type(error).__name__}: {error}") from error
+        raise ChunkFailed(chunk.stream, f"{type(error).__name__}: {error}") from error
 
 
 def _loaded(
-    chunk: Chunk, manifest_uri: str, view: View, rows: int, *, seed: int, settings: DataSettings, held: Held | None
+    chunk: Chunk,
+    manifest_uri: str,
+    view: View,
+    rows: int,
+    *,
+    seed: int,
+    settings: DataSettings,
+    image_cache: ImageCache | None,
 ) -> Iterator[ImageBlock]:
-    data = held(manifest_uri, chunk.samples) if held else None
+    data = image_cache(manifest_uri, chunk.samples) if image_cache else None
     if data is None:
         header, entries = read_entries(manifest_uri, chunk.samples)
         data = contents(entries, header.image_column)
@@ -68,7 +75,9 @@ def _loaded(
                 images[index] = _seen(next(data), view, rng, settings.max_image_pixels)
             except BrokenImage as error:
                 errors[index] = str(error)
-        yield ImageBlock(chunk.lane, chunk.start + start, chunk.samples[start:stop], images, np.array(errors, np.str_))
+        yield ImageBlock(
+            chunk.stream, chunk.start + start, chunk.samples[start:stop], images, np.array(errors, np.str_)
+        )
 
 
 def _seen(content: Pixels, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:

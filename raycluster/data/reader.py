@@ -22,7 +22,7 @@ from raycluster.types import UserError
 
 Content = bytes | BrokenImage
 
-_AHEAD = 32  # pictures of an object store on their way at a time
+_BATCHES_IN_FLIGHT = 32  # pictures of an object store on their way at a time
 _BATCH_ROWS = 256  # of Parquet held decoded at a time, beyond those that are wanted
 
 
@@ -102,11 +102,11 @@ def _pieces(containers: list[str], entries: pa.Table) -> Iterator[Content]:
             for job in jobs:
                 yield files.read(*job)
             return
-        threads = stack.enter_context(ThreadPoolExecutor(_AHEAD))
+        threads = stack.enter_context(ThreadPoolExecutor(_BATCHES_IN_FLIGHT))
         pending: deque[Future[Content]] = deque()
         for job in jobs:
             pending.append(threads.submit(files.read, *job))
-            if len(pending) > _AHEAD:
+            if len(pending) > _BATCHES_IN_FLIGHT:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL.Image import Resampling
 
-from raycluster.data.decode import BrokenImage, Jpeg, Picture, opened, rgb, shrunk
+from raycluster.data.decode import BrokenImage, DecodableImage, Jpeg, opened, rgb, set_jpeg_scale
 from raycluster.data.manifest import DataSettings, read_entries, shard_samples
 from raycluster.data.reader import contents
 from raycluster.io import storage
@@ -68,7 +68,7 @@ def _encoded(data: bytes, image_size: int, max_pixels: int) -> bytes:
     size = _size(image, image_size)
     was_jpeg = data.startswith(b"\xff\xd8")
     fits = isinstance(image, Jpeg) and image.size == size
-    box = shrunk(image, (0, 0, *image.size), size)
+    box = set_jpeg_scale(image, (0, 0, *image.size), size)
     pixels = rgb(image)  # of what is copied, too: it may be truncated
     if fits:
         return data
@@ -81,7 +81,7 @@ def _encoded(data: bytes, image_size: int, max_pixels: int) -> bytes:
     return buffer.getvalue()
 
 
-def _size(image: Picture, image_size: int) -> tuple[int, int]:
+def _size(image: DecodableImage, image_size: int) -> tuple[int, int]:
     width, height = image.size
     short = min(width, height)
     if short <= image_size:

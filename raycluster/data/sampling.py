@@ -29,7 +29,7 @@ def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.ra
     return counts
 
 
-def once(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def one_visit_each(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """One visit per sample, and one more for as many, drawn without replacement, as are missing to `num_rows`.
 
     labels: (N,); negative leaves the sample out. -> (N,) with sum `num_rows`, which must be at least the number of

@@ -18,7 +18,7 @@ from PIL.Image import Resampling
 from pydantic import Field
 
 from raycluster.config import settings
-from raycluster.data.decode import Box, Jpeg, Picture, rgb, shrunk
+from raycluster.data.decode import Box, DecodableImage, Jpeg, rgb, set_jpeg_scale
 from raycluster.types import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,9 +61,9 @@ class View:
     sharpness: Strength = 0.0
 
     def __post_init__(self) -> None:
-        mistakes = list(_mistakes(self))
-        if mistakes:
-            raise UserError("; ".join(mistakes))
+        config_errors = list(_mistakes(self))
+        if config_errors:
+            raise UserError("; ".join(config_errors))
 
     @property
     def jitters(self) -> bool:
@@ -84,13 +84,13 @@ class View:
 
 @settings
 class Views:
-    """train: what the network learns from. cluster: what is clustered and evaluated."""
+    """train: what the network learns from. eval: what is clustered and evaluated."""
 
     train: View
-    cluster: View
+    eval: View
 
 
-def apply(image: Picture | NDArray[np.uint8], view: View, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+def apply(image: DecodableImage | NDArray[np.uint8], view: View, rng: np.random.Generator | None) -> NDArray[np.uint8]:
     """The view of one image: (size, size, 3) uint8.
 
     image: (h, w, 3) RGB, or what `decode.opened` gives (decoded here, at a reduced size where that loses nothing).
@@ -162,10 +162,10 @@ def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
-def _cropped(image: Picture, view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
+def _cropped(image: DecodableImage, view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
     if view.crop_scale is None:
         return _pixels(_placed(image, view, draws))
-    box = shrunk(image, random_box(*image.size, view, draws), (view.size, view.size))
+    box = set_jpeg_scale(image, random_box(*image.size, view, draws), (view.size, view.size))
     left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
     if isinstance(image, Jpeg):
         part = image.pixels()[top:bottom, left:right]
@@ -177,7 +177,7 @@ def _cropped(image: Picture, view: View, draws: Iterator[float]) -> NDArray[np.u
     return np.asarray(cv2.resize(part, (view.size, view.size), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def _placed(image: Picture, view: View, draws: Iterator[float]) -> Image.Image:
+def _placed(image: DecodableImage, view: View, draws: Iterator[float]) -> Image.Image:
     """A square of `size` cut out of the image scaled to `resize`: at random if there is padding, else at the centre."""
     size, padding = view.size, view.padding
     across, down = _resized(image.size, view)
@@ -202,8 +202,8 @@ def _resized(size: tuple[int, int], view: View) -> tuple[int, int]:
     return short * size[0] // size[1], short
 
 
-def _scaled(image: Picture, box: Box, size: int) -> Image.Image:
-    box = shrunk(image, box, (size, size))
+def _scaled(image: DecodableImage, box: Box, size: int) -> Image.Image:
+    box = set_jpeg_scale(image, box, (size, size))
     return rgb(image).resize((size, size), Resampling.BILINEAR, box)
 
 
@@ -236,8 +236,8 @@ def _filtered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.I
 
 def _hue(image: Image.Image, shift: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    turned = hue.point([(level + int(shift * 255)) % 256 for level in range(256)])
-    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    rotate_batch = hue.point([(level + int(shift * 255)) % 256 for level in range(256)])
+    return Image.merge("HSV", (rotate_batch, saturation, value)).convert("RGB")
 
 
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)

@@ -16,16 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from raycluster.api import kmeans
-from raycluster.clustering.kmeans.lloyd import Progress, State
+from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState, kmeans
 from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
 from raycluster.evaluation.metrics.balance import balance
-from raycluster.features.matrix import Features
+from raycluster.features.arrays import as_features
 from raycluster.io import storage
-from raycluster.io.embeddings import as_features
-from raycluster.types import UserError
+from raycluster.types import Features, UserError
 
 _FREE = ("out", "engine", "actors", "max_block_bytes")  # none of them changes the result
 _KEPT = ("centroids", "velocity", "sizes", "inertia")
@@ -80,7 +78,7 @@ def _cluster(config: ClusterSettings, features: Features) -> str:
     state = _resume(config)
     lines = _lines(config) if state else []
 
-    def report(progress: Progress) -> None:
+    def report(progress: LloydProgress) -> None:
         record = {
             "iteration": progress.iteration,
             "inertia": progress.inertia / features.num_rows,
@@ -112,7 +110,7 @@ def _state_uri(config: ClusterSettings) -> str:
     return storage.join(config.out, "state.npz")
 
 
-def _write_state(config: ClusterSettings, state: State) -> None:
+def _write_state(config: ClusterSettings, state: LloydState) -> None:
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {name: np.asarray(getattr(state, name)) for name in _KEPT}
     numbers = np.array([state.iteration, state.num_repaired])
@@ -120,7 +118,7 @@ def _write_state(config: ClusterSettings, state: State) -> None:
     storage.write_bytes(_state_uri(config), buffer.getvalue())
 
 
-def _resume(config: ClusterSettings) -> State | None:
+def _resume(config: ClusterSettings) -> LloydState | None:
     """Where an interrupted call with the same settings was; UserError if `out` holds a call with others."""
     if not storage.exists(_state_uri(config)):
         return None
@@ -131,7 +129,7 @@ def _resume(config: ClusterSettings) -> State | None:
             )
         iteration, num_repaired = saved["numbers"].tolist()
         centroids, velocity, sizes, inertia = (saved[name] for name in _KEPT)
-    return State(iteration, centroids, velocity, sizes, inertia.tolist(), num_repaired)
+    return LloydState(iteration, centroids, velocity, sizes, inertia.tolist(), num_repaired)
 
 
 def _lines(config: ClusterSettings) -> list[str]:

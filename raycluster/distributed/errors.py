@@ -16,7 +16,7 @@ def find_own_error(error: BaseException | None) -> UserError | ChunkFailed | Non
         if isinstance(error, UserError):
             return UserError(str(error.cause)) if hasattr(error, "cause") else error
         if isinstance(error, ChunkFailed):
-            return ChunkFailed(error.lane, error.reason)
+            return ChunkFailed(error.stream, error.reason)
         inner = getattr(error, "cause", None)
         failures = getattr(error, "worker_failures", None)
         if isinstance(failures, dict) and failures:

@@ -14,18 +14,17 @@ import pyarrow.parquet as pq
 
 from raycluster.config import parse
 from raycluster.config.registry import did_you_mean
+from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.features.feature_pool import Pool, start_pool
+from raycluster.distributed.features.feature_pool import FeaturePoolClient, start_pool
 from raycluster.distributed.session import ray_session
 from raycluster.distributed.workers import RayWorkers
 from raycluster.evaluation.metrics import agreement
 from raycluster.evaluation.runner import Evaluation
-from raycluster.features.extraction import Pictures
 from raycluster.io import storage
 from raycluster.models.backbone import Backbone
 from raycluster.models.export import load_backbone
 from raycluster.monitoring.console import agreement_table, table
-from raycluster.run.directory import open_pictures
 from raycluster.run.state import Config
 from raycluster.types import UserError
 
@@ -40,16 +39,16 @@ def evaluate_run(run_dir: str, overrides: Sequence[str] = ()) -> str:
     backbone = load_backbone(run_dir)
     layers = _layers(config.evaluation.layer, backbone)
     with ray_session(), user_errors():
-        workers = RayWorkers(Pool(start_pool(f"evaluate-{uuid.uuid4().hex[:8]}", 1)))
+        workers = RayWorkers(FeaturePoolClient(start_pool(f"evaluate-{uuid.uuid4().hex[:8]}", 1)))
         backbone.to(workers.device)
         scratch = storage.join(run_dir, "evaluation", sha256(repr(config.data).encode()).hexdigest()[:8])
-        pictures = open_pictures(config.data, storage.join(scratch, "manifest.parquet"), workers, config.seed)
-        Evaluation(config.evaluation, config.views.cluster, scratch, workers).check(pictures)
+        dataset = open_dataset(config.data, storage.join(scratch, "manifest.parquet"), workers, config.seed)
+        Evaluation(config.evaluation, config.views.eval, scratch, workers).check(dataset)
         rows: dict[str, dict[str, float]] = {}
         for layer in layers:
-            evaluation = Evaluation(replace(config.evaluation, layer=layer), config.views.cluster, scratch, workers)
-            rows |= {layer: evaluation.compare({layer: backbone}, pictures)[layer]}
-    return "\n\n".join([table(rows), agreement_table(_agreement(run_dir, pictures))])
+            evaluation = Evaluation(replace(config.evaluation, layer=layer), config.views.eval, scratch, workers)
+            rows |= {layer: evaluation.compare({layer: backbone}, dataset)[layer]}
+    return "\n\n".join([table(rows), agreement_table(_agreement(run_dir, dataset))])
 
 
 def _layers(wanted: str | None, backbone: Backbone) -> Sequence[str]:
@@ -63,14 +62,14 @@ def _layers(wanted: str | None, backbone: Backbone) -> Sequence[str]:
     return (wanted or backbone.layers[-1],)
 
 
-def _agreement(run_dir: str, pictures: Pictures) -> dict[str, dict[str, float]]:
+def _agreement(run_dir: str, dataset: ImageDataset) -> dict[str, dict[str, float]]:
     """Per head: the run's clusters against the true labels of the pictures that both know, by path."""
-    if pictures.manifest.labels is None:
+    if dataset.manifest.labels is None:
         return {}
     files = storage.list_files(storage.join(run_dir, "assignments"))
     read = partial(pq.read_table, page_checksum_verification=True)
     found = pa.concat_tables([read(pa.BufferReader(storage.read_bytes(uri))) for uri in files])
-    truth = dict(zip(pictures.manifest.paths.to_pylist(), pictures.manifest.labels, strict=True))
+    truth = dict(zip(dataset.manifest.paths.to_pylist(), dataset.manifest.labels, strict=True))
     known = np.array([truth.get(path, -1) for path in found["path"].to_pylist()])
     if not (known >= 0).any():
         return {}

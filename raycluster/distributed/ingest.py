@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from ray.data import DataContext
 
 from raycluster.distributed.errors import user_errors
-from raycluster.io.retry import patient
+from raycluster.io.retry import retry_context
 from raycluster.types import Chunk, ImageBlock, Loader
 
 BLOCK_BYTES = 4 * 2**20  # small blocks keep both cores busy and the first batch early (half a second instead of one)
 
 
 def stream(
-    chunks: Sequence[Chunk], load: Loader, *, cpus: float | None = None, patience_seconds: float = 0.0
+    chunks: Sequence[Chunk], load: Loader, *, cpus: float | None = None, retry_seconds: float = 0.0
 ) -> Iterator[ImageBlock]:
     """The image blocks of `chunks`, in their order; one Ray task reads one chunk.
 
-    cpus: at most so many at a time, None for all of the cluster. patience_seconds: with storage out of reach. Errors of
+    cpus: at most so many at a time, None for all of the cluster. retry_seconds: with storage out of reach. Errors of
     `load` are raised here as they are.
     """
     if not chunks:
@@ -36,7 +36,7 @@ def stream(
     with DataContext.current(quiet_context(cpus)), user_errors():
         items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
         rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            partial(_load_rows, load=load, patience_seconds=patience_seconds), batch_size=None, batch_format="numpy"
+            partial(_load_rows, load=load, retry_seconds=retry_seconds), batch_size=None, batch_format="numpy"
         )
         for batch in rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4):
             yield from _blocks(batch)
@@ -59,13 +59,13 @@ def quiet_context(cpus: float | None = None) -> DataContext:
 
 
 def _load_rows(
-    batch: dict[str, NDArray[Any]], *, load: Loader, patience_seconds: float
+    batch: dict[str, NDArray[Any]], *, load: Loader, retry_seconds: float
 ) -> Iterator[dict[str, NDArray[Any]]]:
     for data in batch["chunk"]:
-        for block in _patiently(load, pickle.loads(data), patience_seconds):
+        for block in _with_retry(load, pickle.loads(data), retry_seconds):
             n = len(block.samples)
             yield {
-                "lane": np.full(n, block.lane, np.int32),
+                "lane": np.full(n, block.stream, np.int32),
                 "position": np.arange(block.start, block.start + n),
                 "sample": block.samples,
                 "image": block.images,
@@ -73,18 +73,18 @@ def _load_rows(
             }
 
 
-def _patiently(load: Loader, chunk: Chunk, patience_seconds: float) -> Iterator[ImageBlock]:
-    with patient(patience_seconds):
+def _with_retry(load: Loader, chunk: Chunk, retry_seconds: float) -> Iterator[ImageBlock]:
+    with retry_context(retry_seconds):
         yield from load(chunk)
 
 
 def _blocks(batch: dict[str, NDArray[Any]]) -> Iterable[ImageBlock]:
     """Ray may lay several blocks of a chunk together; lanes and positions tell them apart."""
-    lanes, positions = batch["lane"], batch["position"]
-    cuts = np.flatnonzero((np.diff(lanes) != 0) | (np.diff(positions) != 1)) + 1
-    for first, last in zip([0, *cuts], [*cuts, len(lanes)], strict=True):
+    streams, positions = batch["lane"], batch["position"]
+    cuts = np.flatnonzero((np.diff(streams) != 0) | (np.diff(positions) != 1)) + 1
+    for first, last in zip([0, *cuts], [*cuts, len(streams)], strict=True):
         yield ImageBlock(
-            int(lanes[first]),
+            int(streams[first]),
             int(positions[first]),
             batch["sample"][first:last],
             batch["image"][first:last],

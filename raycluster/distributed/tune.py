@@ -21,12 +21,12 @@ from ray.tune.search import Searcher
 from raycluster.config import parse
 from raycluster.data.manifest import DataSettings
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.features.trial_cache import SharedPictures, SharingWorkers, start_shelf
+from raycluster.distributed.features.trial_cache import SharedImages, SharingWorkers, start_feature_cache
 from raycluster.distributed.session import TRAIN_SLOT, ray_session, request_stop
 from raycluster.distributed.train.trainer import fit
 from raycluster.events import Event, Round
 from raycluster.io import storage
-from raycluster.monitoring.console import Watcher
+from raycluster.monitoring.console import ConsoleReporter
 from raycluster.run.checkpoint import list_checkpoints
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config, Elastic
@@ -36,7 +36,7 @@ from raycluster.sweep.outputs import summary, trial_line, write_outputs
 from raycluster.sweep.plan import Sweep
 from raycluster.sweep.trials import ensure_prepared, manifest_uri
 from raycluster.training.determinism import prepare_process
-from raycluster.types import Stopped, UserError
+from raycluster.types import RunStopped, UserError
 
 HEAD = "node:__internal_head__"  # what every cluster has once and nothing else asks for
 TRIES = 3  # at a trial whose process dies
@@ -59,15 +59,21 @@ def tune(config: SweepConfig) -> str:
         stack.enter_context(user_errors())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raycluster-", ignore_cleanup_errors=True))
         resources, concurrent = _resources(config)
-        pictures = SharedPictures()
+        shared_images = SharedImages()
         if not workers:
             for uri in storage.list_files(storage.parent(manifest_uri(config, config.data))):
-                pictures.add(uri, config.data, min(config.views.train.size, config.views.cluster.size))
+                shared_images.add(uri, config.data, min(config.views.train.size, config.views.eval.size))
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Ends)
-        ends: ActorHandle | None = remote.remote() if workers else None
-        run_trial = partial(_run_trial, data=config.data, pictures=pictures, shelf=start_shelf(), ends=ends)
-        stopper = _Stopper(sweep, ends)
+        remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(StopRequests)
+        stop_requests: ActorHandle | None = remote.remote() if workers else None
+        run_trial = partial(
+            _run_trial,
+            data=config.data,
+            shared_images=shared_images,
+            feature_cache=start_feature_cache(),
+            stop_requests=stop_requests,
+        )
+        stopper = _Stopper(sweep, stop_requests)
         tuner = Tuner(
             ray.tune.with_resources(run_trial, resources),
             tune_config=TuneConfig(
@@ -83,11 +89,11 @@ def tune(config: SweepConfig) -> str:
         try:
             tuner.fit()
         except KeyboardInterrupt:
-            raise Stopped("interrupted; the same command goes on with the sweep") from None
+            raise RunStopped("interrupted; the same command goes on with the sweep") from None
         except Exception:
-            if stopper.mistake is None:
+            if stopper.config_error is None:
                 raise
-            raise stopper.mistake from None
+            raise stopper.config_error from None
     write_outputs(sweep)
     failed = [row.reason for row in sweep.rows() if row.status == "failed"]
     if failed and sweep.best() is None:
@@ -160,7 +166,7 @@ class _Search(_Unsaved, Searcher):
         """See `_Unsaved`."""
 
 
-class _Ends:
+class StopRequests:
     """Names of trials that are to end themselves. If it is lost with them, they hear it after their next round."""
 
     def __init__(self) -> None:
@@ -180,35 +186,37 @@ class _Stopper(_Unsaved, FIFOScheduler):
     back, or only where it has a dashboard.
     """
 
-    def __init__(self, sweep: Sweep, ends: ActorHandle | None) -> None:
+    def __init__(self, sweep: Sweep, stop_requests: ActorHandle | None) -> None:
         super().__init__()
-        self._sweep, self._ends = sweep, ends
-        self.mistake: UserError | None = None  # Tune would make text of it
+        self._sweep, self._stop_requests = sweep, stop_requests
+        self.config_error: UserError | None = None  # Tune would make text of it
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         try:
             stop = "record" in result and self._sweep.tell(trial.config["name"], json.loads(result["record"]))
         except UserError as error:
-            self.mistake = error
+            self.config_error = error
             raise
-        if stop and self._ends is not None:
-            ray.get(self._ends.add.remote(trial.config["name"]))
+        if stop and self._stop_requests is not None:
+            ray.get(self._stop_requests.add.remote(trial.config["name"]))
             return self.CONTINUE
         return self.STOP if stop else self.CONTINUE
 
 
-class _TrialWatcher(Watcher):
+class _TrialReporter(ConsoleReporter):
     """Shows a run as always, reports its rounds to Tune, and stops it when it is told to."""
 
-    def __init__(self, config: Config, name: str, ends: ActorHandle | None) -> None:
+    def __init__(self, config: Config, name: str, stop_requests: ActorHandle | None) -> None:
         super().__init__(config)
-        self._name, self._ends = name, ends
+        self._name, self._stop_requests = name, stop_requests
 
-    def see(self, event: Event) -> None:
-        super().see(event)
+    def handle(self, event: Event) -> None:
+        super().handle(event)
         if isinstance(event, Round):
             ray.tune.report({"record": json.dumps(event.record)})  # as text: Tune would flatten it
-            if self._ends is not None and ray.get(self._ends.has.remote(self._name)):  # Tune has decided by now
+            if self._stop_requests is not None and ray.get(
+                self._stop_requests.has.remote(self._name)
+            ):  # Tune has decided by now
                 request_stop("")
 
 
@@ -216,34 +224,34 @@ def _run_trial(
     trial: dict[str, str],
     *,
     data: DataSettings,
-    pictures: SharedPictures,
-    shelf: ActorHandle,
-    ends: ActorHandle | None,
+    shared_images: SharedImages,
+    feature_cache: ActorHandle,
+    stop_requests: ActorHandle | None,
 ) -> None:
     """The very same run as `jobs/pretrain.py` makes of the configuration in the run directory."""
     prepare_process()
     run_dir = trial["run_dir"]
     config = parse(Config, storage.read_bytes(storage.join(run_dir, "config.yaml")).decode())
-    watcher = _TrialWatcher(config, trial["name"], ends)
+    reporter = _TrialReporter(config, trial["name"], stop_requests)
     try:
         if config.run.workers_wanted()[1]:
-            fit(config, watcher)
+            fit(config, reporter)
             return
-        held = pictures if config.data == data else SharedPictures()
-        workers = SharingWorkers(held, shelf, _key(config), begins=not list_checkpoints(run_dir))
+        shared_images = shared_images if config.data == data else SharedImages()
+        workers = SharingWorkers(shared_images, feature_cache, _key(config), begins=not list_checkpoints(run_dir))
         for event in pretrain(config, workers):
-            watcher.see(event)
-    except Stopped:  # only the sweep asks for it here
+            reporter.handle(event)
+    except RunStopped:  # only the sweep asks for it here
         return
     except UserError as error:  # not raised, since Tune would only try again
         ray.tune.report({"failed": str(error)})
     finally:
-        watcher.close()
+        reporter.close()
 
 
 def _key(config: Config) -> str:
     """Names all that first features depend on: images, how they are seen, weights, and what is taken as features."""
     method, evaluation = config.method, config.evaluation
-    taken = method.wants()
+    taken = method.feature_request()
     parts = (config.data, config.views, config.model, config.seed, taken, evaluation.layer, evaluation.test_uri)
     return sha256(repr(parts).encode()).hexdigest()[:16]

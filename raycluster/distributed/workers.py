@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raycluster.distributed.control.channel import SECONDS_BETWEEN_LOOKS, Speaker
-from raycluster.distributed.features.feature_pool import Pool
+from raycluster.distributed.control.channel import SECONDS_BETWEEN_LOOKS, WorkerClient
+from raycluster.distributed.features.feature_pool import FeaturePoolClient
 from raycluster.distributed.ingest import stream
 from raycluster.distributed.session import stop_requested
-from raycluster.features.matrix import Features, device
-from raycluster.runtime.workers import Coming
-from raycluster.types import Block, Chunk, ImageBlock, Loader
+from raycluster.features.matrix import device
+from raycluster.runtime.workers import PendingChange
+from raycluster.types import Block, Chunk, Features, ImageBlock, Loader
 
 SECONDS_WITHOUT_DEADLINE = 120.0  # after a notice that names none; Ray Train waits as long
 
@@ -36,31 +36,37 @@ class RayWorkers:
     decode_cpus = 0  # that decoding may ask an autoscaler for, all workers together; at least those that are there
 
     def __init__(
-        self, pool: Pool, *, rank: int = 0, size: int = 1, speaker: Speaker | None = None, patience_seconds: float = 0.0
+        self,
+        pool: FeaturePoolClient,
+        *,
+        rank: int = 0,
+        size: int = 1,
+        worker_client: WorkerClient | None = None,
+        retry_seconds: float = 0.0,
     ) -> None:
         self.rank, self.size = rank, size
-        self.stopping = speaker.stopping if speaker else stop_requested
+        self.stopping = worker_client.stopping if worker_client else stop_requested
         self.device = device()
         self._noticed_at: float | None = None
-        self._pool, self._speaker, self._patience_seconds = pool, speaker, patience_seconds
+        self._pool, self._client, self._retry_seconds = pool, worker_client, retry_seconds
         # Waits for slow phases on one worker (k-means) pass through this group; the default one would time out.
         self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.size > 1 else None
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         return items[self.rank :: self.size]
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def all_reduce(self, tensor: torch.Tensor) -> None:
         if self.size > 1:
             dist.all_reduce(tensor)
 
-    def gather(self, items: list[T]) -> list[T]:
+    def all_gather(self, items: list[T]) -> list[T]:
         if self.size == 1:
             return items
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, items, group=self._control)
         return [item for part in parts for item in part]
 
-    def once(self, function: Callable[..., T], *args: Any) -> T:
+    def run_on_rank_zero(self, function: Callable[..., T], *args: Any) -> T:
         if self.size == 1:
             return function(*args)
         outcome: list[Any] = [None, None]
@@ -75,7 +81,7 @@ class RayWorkers:
         result: T = outcome[0]
         return result
 
-    def parallel(self, network: nn.Module) -> nn.Module:
+    def wrap_ddp(self, network: nn.Module) -> nn.Module:
         if self.size == 1:
             return network
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
@@ -83,48 +89,48 @@ class RayWorkers:
     def stream(self, chunks: Sequence[Chunk], load: Loader) -> Iterator[ImageBlock]:
         # Without a limit Ray Data would ask an autoscaler for ever more, and one that cannot bring all brings nothing.
         cpus = max(ray.cluster_resources().get("CPU", 1.0), self.decode_cpus) / self.size
-        return stream(chunks, load, cpus=cpus, patience_seconds=self._patience_seconds)
+        return stream(chunks, load, cpus=cpus, retry_seconds=self._retry_seconds)
 
     def put(self, version: str, shard: int, block: Block) -> None:
         self._pool.put(version, shard, block)
 
     def missing(self, version: str, shards: Sequence[int]) -> list[int]:
         self._pool.flush()
-        if self._speaker is not None:
-            number = self.once(self._speaker.newest_crew)
+        if self._client is not None:
+            number = self.run_on_rank_zero(self._client.newest_pool)
             if number:
-                self._pool.actors = self._speaker.crew(number)
+                self._pool.actors = self._client.pool(number)
         if self._control is not None:
             dist.barrier(group=self._control)
-        return self.once(self._pool.missing, version, shards)
+        return self.run_on_rank_zero(self._pool.missing, version, shards)
 
     def features(self, version: str) -> Features:
         return self._pool.features(version)
 
-    def coming(self) -> Coming:
-        if self._speaker is None:
-            return Coming()
+    def pending_change(self) -> PendingChange:
+        if self._client is None:
+            return PendingChange()
         notice = ray.train.get_preemption_info()
         if notice is None:
             self._noticed_at = None
-            return Coming(None, self.rank == 0 and self._speaker.resize_wanted())
+            return PendingChange(None, self.rank == 0 and self._client.resize_wanted())
         self._noticed_at = self._noticed_at or time.time()
         deadline = notice.deadline_ms / 1000 if notice.deadline_ms else self._noticed_at + SECONDS_WITHOUT_DEADLINE
-        return Coming(max(0.0, deadline - time.time()))
+        return PendingChange(max(0.0, deadline - time.time()))
 
-    def let_go(self, seconds: float) -> None:
-        self.once(self._wait_for_the_end, seconds)
+    def wait_for_restart(self, seconds: float) -> None:
+        self.run_on_rank_zero(self._wait_until_restarted, seconds)
 
-    def _wait_for_the_end(self, seconds: float) -> None:
-        assert self._speaker is not None
-        proposed = self._speaker.resize_wanted()
-        self._speaker.let_go(True)
+    def _wait_until_restarted(self, seconds: float) -> None:
+        assert self._client is not None
+        proposed = self._client.resize_wanted()
+        self._client.allow_restart(True)
         until = time.monotonic() + seconds
-        while not self.stopping() and not (proposed and not self._speaker.resize_wanted()):
-            if time.monotonic() > until and self._speaker.let_go(False):
+        while not self.stopping() and not (proposed and not self._client.resize_wanted()):
+            if time.monotonic() > until and self._client.allow_restart(False):
                 return
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        self._speaker.let_go(False)
+        self._client.allow_restart(False)
 
 
 def _portable(error: Exception) -> Exception:

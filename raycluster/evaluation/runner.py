@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.config import named, settings
+from raycluster.config import PluginField, settings
 from raycluster.config.registry import did_you_mean
+from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.transforms import View
 from raycluster.evaluation.metrics import label_free
-from raycluster.features.extraction import Descriptor, Pictures, Skipped, extract
+from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
 from raycluster.io import storage
 from raycluster.models.backbone import Backbone
-from raycluster.run.directory import open_pictures
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import generator
 from raycluster.types import UserError
@@ -62,101 +62,101 @@ class Evaluation:
     directory: str
     workers: Workers
 
-    def compare(self, networks: dict[str, Backbone], pictures: Pictures) -> dict[str, dict[str, float]]:
+    def compare(self, networks: dict[str, Backbone], dataset: ImageDataset) -> dict[str, dict[str, float]]:
         """The accuracies (shares) of several networks on the same images: {network: {probe: accuracy}}."""
         figures = {}
         for name, backbone in networks.items():
-            train, test = self.train_and_test(backbone, pictures, name)
-            figures[name] = self.workers.once(accuracies, train, test, self.settings.probes)
+            train, test = self.train_and_test(backbone, dataset, name)
+            figures[name] = self.workers.run_on_rank_zero(accuracies, train, test, self.settings.probes)
         return figures
 
     def after_round(
-        self, backbone: Backbone, pictures: Pictures, clusters: NDArray[np.int32], name: str
+        self, backbone: Backbone, dataset: ImageDataset, clusters: NDArray[np.int32], name: str
     ) -> dict[str, float]:
         """How good a network is while it trains: scores that need no labels, and accuracies where there are labels.
 
         clusters: (N,) what it was trained on, -1 for no cluster. name: what its features are kept under meanwhile.
         """
-        samples, x = self.features(backbone, pictures, name)
-        figures = self.workers.once(label_free.evaluate, x, clusters[samples])
-        if pictures.manifest.labels is not None:
-            train, test = self._with_tests(self._labelled(samples, x, pictures), backbone, pictures, name)
-            figures |= self.workers.once(accuracies, train, test, self.settings.probes)
+        samples, x = self.features(backbone, dataset, name)
+        figures = self.workers.run_on_rank_zero(label_free.evaluate, x, clusters[samples])
+        if dataset.manifest.labels is not None:
+            train, test = self._with_tests(self._labelled(samples, x, dataset), backbone, dataset, name)
+            figures |= self.workers.run_on_rank_zero(accuracies, train, test, self.settings.probes)
         return figures
 
-    def train_and_test(self, backbone: Backbone, pictures: Pictures, name: str) -> tuple[Labelled, Labelled]:
+    def train_and_test(self, backbone: Backbone, dataset: ImageDataset, name: str) -> tuple[Labelled, Labelled]:
         """Features and labels to learn from and to test on. name: what the features are kept under meanwhile."""
-        return self._with_tests(self.represent(backbone, pictures, name), backbone, pictures, name)
+        return self._with_tests(self.represent(backbone, dataset, name), backbone, dataset, name)
 
     def _with_tests(
-        self, train: Labelled, backbone: Backbone, pictures: Pictures, name: str
+        self, train: Labelled, backbone: Backbone, dataset: ImageDataset, name: str
     ) -> tuple[Labelled, Labelled]:
-        tests = self.test_pictures(pictures)
+        tests = self.test_dataset(dataset)
         if tests is None:
-            return split(train, self.settings.test_fraction, pictures.seed)
+            return split(train, self.settings.test_fraction, dataset.seed)
         x, y = self.represent(backbone, tests, f"{name} test")
-        return train, (x, _translate(y, tests.manifest.classes, pictures.manifest.classes))
+        return train, (x, _translate(y, tests.manifest.classes, dataset.manifest.classes))
 
-    def test_pictures(self, pictures: Pictures) -> Pictures | None:
+    def test_dataset(self, dataset: ImageDataset) -> ImageDataset | None:
         """The images of `test_uri`, if there is one."""
         if self.settings.test_uri is None:
             return None
-        data = replace(pictures.settings, uri=self.settings.test_uri)
+        data = replace(dataset.settings, uri=self.settings.test_uri)
         name = f"manifest-test-{sha256(repr(data).encode()).hexdigest()[:8]}.parquet"
-        return open_pictures(data, storage.join(self.directory, name), self.workers, pictures.seed)
+        return open_dataset(data, storage.join(self.directory, name), self.workers, dataset.seed)
 
-    def check(self, pictures: Pictures) -> None:
+    def check(self, dataset: ImageDataset) -> None:
         """UserError if these images, or those of `test_uri`, have no labels to evaluate with."""
-        known = self.labels(pictures) >= 0
+        known = self.labels(dataset) >= 0
         if known.sum() < 2:
             raise UserError(
-                f"only {known.sum()} of the first {len(known)} images of {pictures.settings.uri} have labels, too few "
+                f"only {known.sum()} of the first {len(known)} images of {dataset.settings.uri} have labels, too few "
                 "to evaluate with; raise evaluation.max_samples, or set data.labels=none to do without"
             )
-        tests = self.test_pictures(pictures)
+        tests = self.test_dataset(dataset)
         if tests is not None:
             self.labels(tests)
-            _translate(np.empty(0, np.int32), tests.manifest.classes, pictures.manifest.classes)
+            _translate(np.empty(0, np.int32), tests.manifest.classes, dataset.manifest.classes)
 
-    def labels(self, pictures: Pictures) -> NDArray[np.int32]:
+    def labels(self, dataset: ImageDataset) -> NDArray[np.int32]:
         """True labels of the first `max_samples` images, -1 where unknown."""
-        if pictures.manifest.labels is None:
+        if dataset.manifest.labels is None:
             raise UserError(
-                f"{pictures.settings.uri} has no labels to evaluate against; set data.labels to a column or `folder`"
+                f"{dataset.settings.uri} has no labels to evaluate against; set data.labels to a column or `folder`"
             )
-        return pictures.manifest.labels[: self.settings.max_samples]
+        return dataset.manifest.labels[: self.settings.max_samples]
 
-    def represent(self, backbone: Backbone, pictures: Pictures, name: str) -> Labelled:
+    def represent(self, backbone: Backbone, dataset: ImageDataset, name: str) -> Labelled:
         """Pooled features (n, D) and true labels (n,) of those of the first `max_samples` images that have labels."""
-        self.labels(pictures)
-        return self._labelled(*self.features(backbone, pictures, name), pictures)
+        self.labels(dataset)
+        return self._labelled(*self.features(backbone, dataset, name), dataset)
 
     def features(
-        self, backbone: Backbone, pictures: Pictures, name: str
+        self, backbone: Backbone, dataset: ImageDataset, name: str
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Sample ids (n,) and pooled features (n, D) of the first `max_samples` images, broken ones left out."""
-        count = min(pictures.manifest.num_samples, self.settings.max_samples)
-        shards = [shard for shard, (start, _) in enumerate(pictures.manifest.shards) if start < count]
+        count = min(dataset.manifest.num_samples, self.settings.max_samples)
+        shards = [shard for shard, (start, _) in enumerate(dataset.manifest.shards) if start < count]
         events = extract(
             backbone,
-            pictures,
+            dataset,
             self.workers,
-            descriptor=Descriptor(self.view, self.settings.layer, "pooled"),
+            feature_spec=FeatureSpec(self.view, self.settings.layer, "pooled"),
             version=name,
             shards=shards,
         )
-        broken = [event.sample for event in events if isinstance(event, Skipped)]
+        broken = [event.sample for event in events if isinstance(event, SkippedImage)]
         samples = np.setdiff1d(np.arange(count), broken)
-        return samples, self.workers.once(_rows, self.workers, name, samples)
+        return samples, self.workers.run_on_rank_zero(_rows, self.workers, name, samples)
 
-    def _labelled(self, samples: NDArray[np.int64], x: NDArray[np.float32], pictures: Pictures) -> Labelled:
-        labels = self.labels(pictures)[samples]
+    def _labelled(self, samples: NDArray[np.int64], x: NDArray[np.float32], dataset: ImageDataset) -> Labelled:
+        labels = self.labels(dataset)[samples]
         return x[labels >= 0], labels[labels >= 0]
 
 
 def probes() -> list[str]:
     """The evaluations that judge features (others judge labels)."""
-    modules = named("raycluster.evaluation.probes", "evaluate").modules()
+    modules = PluginField("raycluster.evaluation.probes", "evaluate").modules()
     return [name for name in modules if "train_x" in inspect.signature(_evaluate_of(name)).parameters]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -13,19 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raycluster.data.dataset import ImageDataset
 from raycluster.data.epoch_plan import shard_chunks
-from raycluster.data.loader import load_chunk
-from raycluster.data.manifest import DataSettings, Manifest
+from raycluster.data.manifest import Manifest
 from raycluster.data.transforms import View
-from raycluster.events import Lost, Progress
+from raycluster.events import FailureEvent, Progress
 from raycluster.models.backbone import Backbone, pool
 from raycluster.runtime.workers import Workers
-from raycluster.types import Block, ChunkFailed, ImageBlock, Loader, Stopped, UserError
+from raycluster.types import Block, ChunkFailed, ImageBlock, RunStopped, UserError
 
 BATCH = 256  # rows of one forward pass; part of the result, since kernels may round differently at other sizes
 
 
-class Skipped(NamedTuple):
+class SkippedImage(NamedTuple):
     """An image that could not be used, and why."""
 
     sample: int
@@ -33,27 +32,7 @@ class Skipped(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A data set ready to be streamed: its manifest, in memory and where tasks can read it."""
-
-    manifest: Manifest
-    uri: str
-    settings: DataSettings
-    seed: int
-
-    def loader(self, view: View, microbatch: int = 1) -> Loader:
-        return partial(
-            load_chunk,
-            manifest_uri=self.uri,
-            view=view,
-            seed=self.seed,
-            settings=self.settings,
-            microbatch=microbatch,
-        )
-
-
-@dataclass(frozen=True)
-class Descriptor:
+class FeatureSpec:
     """Which output of the backbone describes an image.
 
     view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average)
@@ -84,61 +63,63 @@ class Descriptor:
 
 def extract(
     backbone: Backbone,
-    pictures: Pictures,
+    dataset: ImageDataset,
     workers: Workers,
     *,
-    descriptor: Descriptor,
+    feature_spec: FeatureSpec,
     version: str,
     shards: Sequence[int],
     again: bool = False,
-) -> Iterator[Progress | Skipped | Lost]:
+) -> Iterator[Progress | SkippedImage | FailureEvent]:
     """Put the features of `shards` under `version`, sharing the work; what a lost machine takes with it is done again.
 
     again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
     workers. Collective: every worker must exhaust it. Raises Stopped on all workers soon after one was asked to stop,
     UserError if a shard fails twice.
     """
-    skipped: list[Skipped] = []
+    skipped: list[SkippedImage] = []
     failed: list[ChunkFailed] = []
     was_training = backbone.training
     backbone.eval()
-    whole = shard_chunks(pictures.manifest.shards, descriptor.epoch, descriptor.visits)
+    whole = shard_chunks(dataset.manifest.shards, feature_spec.epoch, feature_spec.visits)
     while missing := workers.missing(version, shards):
         if again:
-            yield Lost(f"{_some(missing)} of features went away or failed, and are extracted again", len(missing))
+            yield FailureEvent(
+                f"{_some(missing)} of features went away or failed, and are extracted again", len(missing)
+            )
         again = True
-        chunks = [whole[shard] for shard in workers.share(missing)]
+        chunks = [whole[shard] for shard in workers.shard(missing)]
         done, total = 0, sum(len(chunk.samples) for chunk in chunks)
-        stream = workers.stream(chunks, pictures.loader(descriptor.view))
+        stream = workers.stream(chunks, dataset.loader(feature_spec.view))
         try:
-            for shard, group in groupby(stream, key=lambda block: block.lane):
+            for shard, group in groupby(stream, key=lambda block: block.stream):
                 samples, images, errors = _whole_shard(list(group))
                 good = errors == ""
-                skipped += map(Skipped, samples[~good].tolist(), errors[~good].tolist())
-                features = descriptor.describe(backbone, images[good], workers.device)
-                workers.put(version, shard, Block(samples[good][:: descriptor.visits], features))
+                skipped += map(SkippedImage, samples[~good].tolist(), errors[~good].tolist())
+                features = feature_spec.describe(backbone, images[good], workers.device)
+                workers.put(version, shard, Block(samples[good][:: feature_spec.visits], features))
                 done += len(samples)
                 yield Progress("extracting", done, total)
                 if workers.stopping():
                     break
         except ChunkFailed as error:
             failed.append(error)
-        if any(workers.gather([workers.stopping()])):
-            raise Stopped("stopped while extracting features; the same command goes on from the last checkpoint")
-        skipped, failed = workers.gather(skipped), workers.gather(failed)
-        _check_failed(failed, pictures.manifest)
+        if any(workers.all_gather([workers.stopping()])):
+            raise RunStopped("stopped while extracting features; the same command goes on from the last checkpoint")
+        skipped, failed = workers.all_gather(skipped), workers.all_gather(failed)
+        _check_failed(failed, dataset.manifest)
     backbone.train(was_training)
     yield from sorted(set(skipped))
 
 
 def _check_failed(failed: list[ChunkFailed], manifest: Manifest) -> None:
     """A shard may fail once: for lack of memory, or by a machine that is ill."""
-    counts = Counter(error.lane for error in failed)
+    counts = Counter(error.stream for error in failed)
     for error in failed:
-        if counts[error.lane] > 1:
-            start, stop = manifest.shards[error.lane]
+        if counts[error.stream] > 1:
+            start, stop = manifest.shards[error.stream]
             raise UserError(
-                f"shard {error.lane}, the {stop - start} images from {manifest.paths[start]} to "
+                f"shard {error.stream}, the {stop - start} images from {manifest.paths[start]} to "
                 f"{manifest.paths[stop - 1]}, failed twice: {error.reason}. Mend or remove them, or give the tasks "
                 "that read them more memory"
             )

@@ -7,61 +7,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, reduce
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from raycluster.types import Block, UserError
+from raycluster.types import Block, Features, UserError
 
 T = TypeVar("T")
 
-_PIECE_ROWS = {"cpu": 2048, "cuda": 1 << 16}  # so many that starting kernels on a GPU takes little of the time
+_CHUNK_ROWS = {"cpu": 2048, "cuda": 1 << 16}  # so many that starting kernels on a GPU takes little of the time
 # Threads that share one total: combining is short beside computing, and totals may be large.
 _THREADS_PER_TOTAL = 4
 _NUM_EXAMPLES = 5
-_LEAST_ROOM = 2 * 2**20
+_MIN_MEMORY_BUDGET = 2 * 2**20
 
 
 def add(left: Any, right: Any) -> Any:
     """The usual ``combine``: tuples of numbers or arrays, added element by element."""
     return tuple(a + b for a, b in zip(left, right, strict=True))
-
-
-class Features(Protocol):
-    """Rows of features in blocks (shards), each row known by its sample id. room: bytes that one sum may well take.
-
-    Every ``function`` is a module-level function of ``(block, *args)``: it may run in another process. It must accept a
-    block of no rows, and must not change the block.
-    """
-
-    num_rows: int
-    dim: int
-    room: int
-
-    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
-        """Combine ``function(piece, *args)`` over all rows; a piece is a block, a part of one, or several together.
-
-        combine must be associative and commutative to the bit (integers, maxima). It may write over its arguments.
-        """
-        ...
-
-    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
-        """New features with the same samples: ``function(block, *args)`` gives the (n, D') values of one block."""
-        ...
-
-    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
-        """``function(block, *args)`` of every block, in shard order."""
-        ...
-
-    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-        """``function(features, *job)`` of every job, in order: whole problems, side by side on several machines."""
-        ...
-
-    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The (len(samples), D) float32 rows of these sample ids, in the order asked."""
-        ...
 
 
 class LocalFeatures:
@@ -81,7 +46,7 @@ class LocalFeatures:
                 f"{len(self._blocks)} blocks. Check that the data set is not empty and every block is of one layer"
             )
         self.dim = dims[0]
-        self.room = max(_LEAST_ROOM, sum(block.values.nbytes for block in self._blocks) // 100)
+        self.memory_budget = max(_MIN_MEMORY_BUDGET, sum(block.values.nbytes for block in self._blocks) // 100)
         known, _ = self._index()
         repeated = known[1:][known[1:] == known[:-1]]
         if len(repeated):
@@ -97,13 +62,13 @@ class LocalFeatures:
 
     def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
         """See `Features.fold`."""
-        pieces = deque(piece for block in self._blocks for piece in _pieces(block))
+        pieces = deque(piece for block in self._blocks for piece in _split_block(block))
         threads = min(torch.get_num_threads(), len(pieces))
         totals: SimpleQueue[list[T]] = SimpleQueue()
         num_totals = -(-threads // _THREADS_PER_TOTAL)
         for _ in range(num_totals):
             totals.put([])
-        _share(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
+        _thread_map(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
         return reduce(combine, [total for _ in range(num_totals) for total in totals.get()])
 
     def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> LocalFeatures:
@@ -113,10 +78,10 @@ class LocalFeatures:
 
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Features.collect`."""
-        return _share(lambda block: function(_floats(block), *args), self._blocks)
+        return _thread_map(lambda block: function(_floats(block), *args), self._blocks)
 
-    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-        """See `Features.each`."""
+    def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """See `Features.map_jobs`."""
         return [function(self, *job) for job in jobs]
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -131,12 +96,12 @@ class LocalFeatures:
         result = np.empty((len(where), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
             mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
-            for part in np.array_split(mine, -(-len(mine) // _PIECE_ROWS["cpu"]) or 1):
+            for part in np.array_split(mine, -(-len(mine) // _CHUNK_ROWS["cpu"]) or 1):
                 result[part] = _floats(Block(block.samples, block.values[where[part] - starts[index]])).values
         return result
 
 
-class Extent(NamedTuple):
+class FeatureStats(NamedTuple):
     """Size and range of features. low, high: (D,) float32 smallest and largest value of each column."""
 
     num_rows: int
@@ -144,7 +109,7 @@ class Extent(NamedTuple):
     high: NDArray[np.float32]
 
 
-def extent(features: Features) -> Extent:
+def feature_stats(features: Features) -> FeatureStats:
     """Measure features in one pass; UserError naming sample ids if a value is NaN or infinite."""
     num_rows, low, high, num_broken, examples = features.fold(_survey, combine=_join_surveys)
     if num_broken:
@@ -152,7 +117,7 @@ def extent(features: Features) -> Extent:
             f"{num_broken} of {num_rows} rows of features hold NaN or infinite values, first samples "
             f"{examples.tolist()}: the network diverged (lower the learning rate, or train in fp32 or bf16)"
         )
-    return Extent(num_rows, low, high)
+    return FeatureStats(num_rows, low, high)
 
 
 def check_labelled(values: NDArray[np.floating], labels: ArrayLike) -> NDArray[np.int64]:
@@ -176,18 +141,18 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _share(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+def _thread_map(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
     """A `map` over as many threads as torch has. This one works from the end, those of the pool from the start."""
     # The products inside a kernel run on one thread each, so the threads do not fight for cores. A thread that sets its
     # own count also changes the count of threads born later, hence the restoring.
     count, places = torch.get_num_threads(), range(len(items))
-    pool = _pool(count - 1) if min(count, len(items)) > 1 else None
-    futures = [pool.submit(_alone, function, items, place) for place in places] if pool else []
+    pool = _thread_pool(count - 1) if min(count, len(items)) > 1 else None
+    futures = [pool.submit(_single_threaded, function, items, place) for place in places] if pool else []
     try:
         if not futures:
-            return [_alone(function, items, place) for place in places]
+            return [_single_threaded(function, items, place) for place in places]
         return [
-            _alone(function, items, place) if futures[place].cancel() else futures[place].result()
+            _single_threaded(function, items, place) if futures[place].cancel() else futures[place].result()
             for place in reversed(places)
         ][::-1]
     finally:
@@ -198,18 +163,18 @@ def _share(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 
 
 @lru_cache(maxsize=1)
-def _pool(num_threads: int) -> ThreadPoolExecutor:
+def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
     """Threads that stay: those that come and go leave memory behind, each some MB."""
     return ThreadPoolExecutor(num_threads)
 
 
-def _alone(function: Callable[[Any], T], items: Sequence[Any], place: int) -> T:
+def _single_threaded(function: Callable[[Any], T], items: Sequence[Any], place: int) -> T:
     torch.set_num_threads(1)
     return function(items[place])
 
 
-def _pieces(block: Block) -> Iterator[Block]:
-    size = _PIECE_ROWS[device().type]
+def _split_block(block: Block) -> Iterator[Block]:
+    size = _CHUNK_ROWS[device().type]
     for start in range(0, len(block.samples), size):
         part = slice(start, start + size)
         yield Block(block.samples[part], block.values[part])

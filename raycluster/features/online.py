@@ -26,7 +26,7 @@ from raycluster.types import Block
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{16}\.npz$")
 
 
-class Rows(NamedTuple):
+class FeatureRows(NamedTuple):
     """samples: (n,) int64. times: (n,) int64, later visits have larger ones. values: (n, D) float16."""
 
     samples: NDArray[np.int64]
@@ -34,8 +34,8 @@ class Rows(NamedTuple):
     values: NDArray[np.float16]
 
 
-class Harvest:
-    """What this worker gathered. Call it before each forward pass of the heads, as a hook; `expect` says who is there.
+class OnlineFeatureBank:
+    """What this worker gathered. Call it before each forward pass of the heads, as a hook; `register_batch` says who is there.
 
     folder: where rows are written. copies: rows that the network sees of one image, of which the first counts.
     """
@@ -43,10 +43,10 @@ class Harvest:
     def __init__(self, folder: str, *, copies: int = 1) -> None:
         self._folder, self._copies = folder, copies
         self._expected: deque[tuple[NDArray[np.int64], NDArray[np.int64]]] = deque()
-        self._rows: list[Rows] = []
+        self._rows: list[FeatureRows] = []
         self._written = 0  # how many of `_rows` lie in files
 
-    def expect(self, samples: NDArray[np.int64], first_time: int) -> None:
+    def register_batch(self, samples: NDArray[np.int64], first_time: int) -> None:
         """The next microbatch that goes through the network; its rows have consecutive times."""
         self._expected.append((samples, first_time + np.arange(len(samples))))
 
@@ -56,7 +56,7 @@ class Harvest:
         while len(values):
             samples, times = self._expected.popleft()
             here, values = values[: len(samples)], values[len(samples) :]
-            self._rows.append(Rows(samples, times, here))
+            self._rows.append(FeatureRows(samples, times, here))
 
     def write(self, position: int) -> None:
         """Write what is new; position: optimiser steps done in the run."""
@@ -70,10 +70,10 @@ class Harvest:
 
     def read(self, workers: Workers, position: int) -> None:
         """Share out what was written until `position`; what was written later will happen again. Collective."""
-        workers.once(forget, self._folder, position + 1, 10**9)
-        for uri in workers.share(_files(self._folder)):
+        workers.run_on_rank_zero(prune, self._folder, position + 1, 10**9)
+        for uri in workers.shard(_files(self._folder)):
             with np.load(io.BytesIO(storage.read_bytes(uri))) as saved:
-                self._rows.append(Rows(saved["samples"], saved["times"], saved["values"]))
+                self._rows.append(FeatureRows(saved["samples"], saved["times"], saved["values"]))
         self._written = len(self._rows)
 
     def put(
@@ -85,37 +85,37 @@ class Harvest:
         """
         mine = _latest(self._rows)
         latest = np.full(shards[-1][1], -1, np.int64)
-        for samples, times in workers.gather([(mine.samples, mine.times)]):
+        for samples, times in workers.all_gather([(mine.samples, mine.times)]):
             np.maximum.at(latest, samples, times)
         starts = np.array([start for start, _ in shards])
         unknown = np.setdiff1d(np.flatnonzero(latest < 0), left_out)
         rest = np.unique(np.searchsorted(starts, unknown, side="right") - 1)
         broken = np.isin(mine.samples, left_out)  # what was black in training
         # Several workers may hold parts of a shard, so each has numbers of its own for its blocks.
-        (number,) = workers.share(range(len(workers.gather([None]))))
+        (number,) = workers.shard(range(len(workers.all_gather([None]))))
         blocks = {
             len(shards) * (1 + number) + shard: block
             for shard, block in _blocks(mine, (mine.times == latest[mine.samples]) & ~broken, starts)
             if shard not in rest
         }
-        keys = workers.gather(sorted(blocks))
+        keys = workers.all_gather(sorted(blocks))
         while missing := workers.missing(version, keys):
             for key in blocks.keys() & set(missing):
                 workers.put(version, key, blocks[key])
         return rest.tolist()
 
 
-def _latest(rows: Sequence[Rows]) -> Rows:
+def _latest(rows: Sequence[FeatureRows]) -> FeatureRows:
     """One row of each sample, in the order of the samples."""
     if not rows:
-        return Rows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 1), np.float16))
+        return FeatureRows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 1), np.float16))
     samples, times, values = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     order = np.lexsort((times, samples))
     last = order[np.append(np.diff(samples[order]) > 0, True)]
-    return Rows(samples[last], times[last], values[last])
+    return FeatureRows(samples[last], times[last], values[last])
 
 
-def _blocks(rows: Rows, kept: NDArray[np.bool_], starts: NDArray[np.int64]) -> Iterator[tuple[int, Block]]:
+def _blocks(rows: FeatureRows, kept: NDArray[np.bool_], starts: NDArray[np.int64]) -> Iterator[tuple[int, Block]]:
     """The rows that are kept, by shard. rows: in the order of the samples. starts: first sample of each shard."""
     edges = np.append(np.searchsorted(rows.samples, starts), len(rows.samples))
     for shard, (start, stop) in enumerate(pairwise(edges.tolist())):
@@ -135,7 +135,7 @@ def _position(uri: str) -> int:
     return int(match[1])
 
 
-def forget(folder: str, first: int, stop: int) -> None:
+def prune(folder: str, first: int, stop: int) -> None:
     """Delete what was written at the positions from `first` to before `stop`."""
     for uri in _files(folder):
         if first <= _position(uri) < stop:

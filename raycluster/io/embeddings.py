@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
-from raycluster.features.matrix import Features, LocalFeatures
 from raycluster.io import storage
-from raycluster.types import Block, UserError
+from raycluster.types import UserError
 
-_BLOCK_ROWS = 1 << 12
+BLOCK_ROWS = 1 << 12
 _FILES = (".npy", ".parquet")
-
-
-def as_features(x: Any, *, column: str | None = None) -> Features:
-    """Rows of an array, a tensor, or the files at a path or URI; their sample ids are 0, 1, 2... in their order.
-
-    x: (N, D) numpy array or torch tensor of any real type; a .npy or .parquet file, or a folder of them (in the order
-    of their names); or Features, returned as they are. column: of Parquet files, the one that holds lists of numbers;
-    None if there is only one. Nothing is copied: what is not float16 or float32 becomes float32 as it is used.
-    Raises UserError for another shape or type, complex or text, and files that hold no embeddings.
-    """
-    if hasattr(x, "fold"):
-        features: Features = x
-        return features
-    if isinstance(x, (str, os.PathLike)):
-        parts = list(read(os.fspath(x), column))
-    else:
-        parts = [_matrix(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x), "the embeddings")]
-    blocks, first = [], 0
-    for part in parts:
-        for start in range(0, len(part), _BLOCK_ROWS):
-            values = part[start : start + _BLOCK_ROWS]
-            blocks.append(Block(np.arange(first, first + len(values)), values))
-            first += len(values)
-    return LocalFeatures(blocks)
 
 
 def read(uri: str, column: str | None = None) -> Iterator[NDArray[Any]]:
@@ -68,8 +41,8 @@ def _read_npy(uri: str) -> NDArray[Any]:
     """A local file is mapped: what is not looked at is not read."""
     try:
         if "://" not in uri and storage.exists(uri):
-            return _matrix(np.load(uri, mmap_mode="r"), storage.shown(uri))
-        return _matrix(np.load(io.BytesIO(storage.read_bytes(uri))), storage.shown(uri))
+            return check_matrix(np.load(uri, mmap_mode="r"), storage.shown(uri))
+        return check_matrix(np.load(io.BytesIO(storage.read_bytes(uri))), storage.shown(uri))
     except (ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise
@@ -83,7 +56,7 @@ def _read_parquet(uri: str, column: str | None) -> Iterator[NDArray[Any]]:
         raise UserError(
             f"{storage.shown(uri)} has no column {chosen!r}; it has {', '.join(map(repr, file.schema_arrow.names))}"
         )
-    for batch in file.iter_batches(_BLOCK_ROWS, columns=[chosen]):
+    for batch in file.iter_batches(BLOCK_ROWS, columns=[chosen]):
         if batch.num_rows:
             yield matrix_of(batch.column(0), f"column {chosen!r} of {storage.shown(uri)}")
 
@@ -119,10 +92,11 @@ def matrix_of(column: pa.Array, name: str) -> NDArray[Any]:
     lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else np.array([column.type.list_size])
     if (lengths != lengths[0]).any():
         raise UserError(f"{name}: rows must be of one length; seen {lengths.min()} to {lengths.max()}")
-    return _matrix(flat.to_numpy(zero_copy_only=False).reshape(len(column), -1), name)
+    return check_matrix(flat.to_numpy(zero_copy_only=False).reshape(len(column), -1), name)
 
 
-def _matrix(values: NDArray[Any], name: str) -> NDArray[Any]:
+def check_matrix(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """`values` if they are (N, D) real numbers; UserError otherwise. name: for messages."""
     if values.ndim != 2 or values.dtype.kind not in "fiub":
         raise UserError(
             f"{name} must be real numbers of shape (N, D); seen {values.dtype} of shape {values.shape}"

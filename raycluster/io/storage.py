@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, quote, unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from raycluster.io.retry import Waiting
+from raycluster.io.retry import RetryState
 from raycluster.types import UserError
 
 T = TypeVar("T")
@@ -164,9 +164,9 @@ def delete(uri: str) -> None:
 def attempt(verb: str, uri: str, operation: Callable[[], T]) -> T:
     """Call `operation`, again after a pause if its failure may pass; UserError naming `uri` if it does not.
 
-    After a second of attempts it goes on only where `raycluster.patience.patient` says so.
+    After a second of attempts it goes on only where `raycluster.patience.retry_context` says so.
     """
-    waiting = Waiting()
+    waiting = RetryState()
     while True:
         for pause in (*_PAUSES_SECONDS, None):
             try:
@@ -177,12 +177,12 @@ def attempt(verb: str, uri: str, operation: Callable[[], T]) -> T:
                 raise
             except (OSError, pa.ArrowException) as error:
                 if pause is None or not _may_pass(uri, error):
-                    mistake, cause = UserError(_explain(verb, uri, error)), error
+                    config_error, cause = UserError(_explain(verb, uri, error)), error
                     break
                 time.sleep(pause)
         full = getattr(cause, "errno", None) in _FULL
-        if not (full or _may_pass(uri, cause)) or not waiting.again(str(mistake)):
-            raise mistake from cause
+        if not (full or _may_pass(uri, cause)) or not waiting.again(str(config_error)):
+            raise config_error from cause
 
 
 def _parse(uri: str) -> tuple[str, str, str]:

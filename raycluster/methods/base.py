@@ -12,8 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.features.matrix import Features
-from raycluster.types import Assignments, Head, Wanted
+from raycluster.types import Assignments, FeatureRequest, Features, Head
 
 
 class Method(Protocol):
@@ -25,7 +24,7 @@ class Method(Protocol):
     def heads(self) -> tuple[int, ...]:
         """Number of clusters of each head."""
 
-    def wants(self) -> Wanted | None:
+    def feature_request(self) -> FeatureRequest | None:
         """The features that labels are assigned from; None if labels need none."""
 
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
@@ -42,11 +41,11 @@ class Method(Protocol):
     ) -> Assignments:
         """Labels for all samples that have features.
 
-        features: what `wants` asks for. heads: of the network as it is now. previous: what the last call returned.
+        features: what `feature_request` asks for. heads: of the network as it is now. previous: what the last call returned.
         """
 
-    def counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """How often each sample is visited in an epoch of `num_rows` rows; (heads, N) labels -> (N,)."""
 
-    def weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
         """The weight of each sample in the loss; (heads, N) labels -> (N,), mean 1 over the samples that take part."""

@@ -14,16 +14,15 @@ from pydantic import Field
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
-from raycluster.data.sampling import once, uniform_over_clusters
-from raycluster.features.matrix import Features
-from raycluster.types import Assignments, Head, Wanted
+from raycluster.data.sampling import one_visit_each, uniform_over_clusters
+from raycluster.types import Assignments, FeatureRequest, Features, Head
 
 
 @settings
 class Method:
     """Settings of DeepCluster.
 
-    num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. descriptor: `flat`
+    num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. feature_spec: `flat`
     takes the map as it is, `pooled` its global average. pca_dim: components kept by whitening. iterations: of Lloyd.
     start: `random` rows each round as published, or the `previous` labels, which keeps clusters stable.
     reassign_every_epochs: length of a round. sampling: `uniform` over clusters, or `weighted`: every image once, its
@@ -33,7 +32,7 @@ class Method:
     name: Literal["deepcluster"] = "deepcluster"
     num_clusters: Annotated[int, Field(ge=2)] = 10_000
     layer: str | None = None
-    descriptor: Literal["flat", "pooled"] = "flat"
+    feature_spec: Literal["flat", "pooled"] = "flat"
     pca_dim: Annotated[int, Field(ge=1)] = 256
     iterations: Annotated[int, Field(ge=1)] = 20
     start: Literal["random", "previous"] = "random"
@@ -46,8 +45,8 @@ class Method:
     def heads(self) -> tuple[int, ...]:
         return (self.num_clusters,)
 
-    def wants(self) -> Wanted:
-        return Wanted(self.layer, self.descriptor)
+    def feature_request(self) -> FeatureRequest:
+        return FeatureRequest(self.layer, self.feature_spec)
 
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
         return [epoch * steps_per_epoch for epoch in range(0, epochs, self.reassign_every_epochs)]
@@ -82,10 +81,10 @@ class Method:
         }
         return Assignments(labels, self.heads(), figures, {"centroids": result.centroids})
 
-    def counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return (uniform_over_clusters if self.sampling == "uniform" else once)(labels[0], num_rows, rng)
+    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return (uniform_over_clusters if self.sampling == "uniform" else one_visit_each)(labels[0], num_rows, rng)
 
-    def weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
         included = labels[0] >= 0
         weights = included.astype(np.float32)
         if self.sampling == "weighted":

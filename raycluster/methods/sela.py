@@ -16,9 +16,8 @@ from pydantic import Field
 
 from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
 from raycluster.config import settings
-from raycluster.data.sampling import once
-from raycluster.features.matrix import Features
-from raycluster.types import Assignments, Head, UserError, Wanted
+from raycluster.data.sampling import one_visit_each
+from raycluster.types import Assignments, FeatureRequest, Features, Head, UserError
 
 Count = Annotated[int, Field(ge=1)]
 Clusters = Annotated[int, Field(ge=2)]
@@ -36,8 +35,8 @@ class Method:
     reassignments: `quadratic` as published (many early, few late), `linear`, every so many `epochs` or `steps`.
     num_reassignments: of a quadratic or linear schedule, null for 100. every: epochs or steps, null for 1.
     max_per_epoch: leaves out reassignments beyond it. reassign: `all` heads, or `one` in turn, as published for CIFAR.
-    features: `fresh`, from a pass over all images, or `harvested` while training: of the latest visit of each image,
-    augmented; only images not visited yet are passed over. view: of fresh features: `cluster`, or `train` as published:
+    features: `extracted`, from a pass over all images, or `online` while training: of the latest visit of each image,
+    augmented; only images not visited yet are passed over. view: of extracted features: `eval`, or `train` as published:
     augmented. views_averaged: random views of an image.
     """
 
@@ -55,8 +54,8 @@ class Method:
     every: Count | None = None
     max_per_epoch: Count | None = None
     reassign: Literal["all", "one"] = "all"
-    features: Literal["fresh", "harvested"] = "fresh"
-    view: Literal["cluster", "train"] = "cluster"
+    features: Literal["extracted", "online"] = "extracted"
+    view: Literal["eval", "train"] = "eval"
     views_averaged: Count = 1
 
     resets_heads: ClassVar[bool] = False
@@ -69,8 +68,8 @@ class Method:
         sizes = self.num_clusters
         return (sizes,) * self.num_heads if isinstance(sizes, int) else sizes
 
-    def wants(self) -> Wanted:
-        return Wanted(None, "activations", self.view, self.views_averaged, self.features == "harvested")
+    def feature_request(self) -> FeatureRequest:
+        return FeatureRequest(None, "activations", self.view, self.views_averaged, self.features == "online")
 
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
         steps: list[int] = []
@@ -124,10 +123,10 @@ class Method:
         state["turn"] = np.array((turn + 1) % len(heads))  # the head to reassign next, where it is one at a time
         return Assignments(labels, self.heads(), _figures(found), state)
 
-    def counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return once(labels.max(axis=0), num_rows, rng)
+    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return one_visit_each(labels.max(axis=0), num_rows, rng)
 
-    def weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
         return np.asarray((labels >= 0).any(axis=0), np.float32)
 
 
@@ -156,7 +155,7 @@ def _faults(method: Method) -> Iterator[str]:
         yield f"{unused} has no effect with schedule {method.schedule}: remove it (or set {used})"
     if method.schedule == "epochs" and method.max_per_epoch is not None:
         yield "max_per_epoch has no effect with schedule epochs: remove it"
-    if method.features == "harvested" and (method.view, method.views_averaged) != ("cluster", 1):
-        yield "view and views_averaged have no effect with harvested features: remove them"
+    if method.features == "online" and (method.view, method.views_averaged) != ("eval", 1):
+        yield "view and views_averaged have no effect with online features: remove them"
     if method.reassign == "one" and method.num_heads == 1:
         yield "reassign one has no effect with a single head: remove it, or set num_heads"

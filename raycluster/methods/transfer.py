@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raycluster.config import settings
-from raycluster.data.sampling import once
-from raycluster.features.matrix import Features
+from raycluster.data.sampling import one_visit_each
 from raycluster.io import storage
-from raycluster.types import Assignments, Head, UserError
+from raycluster.types import Assignments, Features, Head, UserError
 
 
 @settings
@@ -37,7 +36,7 @@ class Method:
     def heads(self) -> tuple[int, ...]:
         return self.num_clusters
 
-    def wants(self) -> None:
+    def feature_request(self) -> None:
         return None
 
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
@@ -61,10 +60,10 @@ class Method:
             )
         return Assignments(labels, self.num_clusters)
 
-    def counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return once(labels.max(axis=0), num_rows, rng)
+    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return one_visit_each(labels.max(axis=0), num_rows, rng)
 
-    def weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
         return np.asarray((labels >= 0).any(axis=0), np.float32)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raycluster.models.batchnorm import GhostBatchNorm
-from raycluster.models.input_layers import Input, front_end
+from raycluster.models.input_layers import Input, make_input_layer
 from raycluster.types import UserError
 
 
@@ -24,7 +24,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.layers, self.num_features = tuple(layers), num_features
-        self.front = front_end(input)
+        self.input_layer = make_input_layer(input)
         self.body = nn.Sequential()
         for name, module in body.items():
             self.body.add_module(name, module)
@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         wanted = layer or self.layers[-1]
         if wanted not in self.layers:
             raise UserError(f"this backbone has no layer {wanted!r}; choose one of {', '.join(self.layers)}")
-        values = self.front(images)
+        values = self.input_layer(images)
         for name, module in self.body.named_children():
             values = module(values)
             if name == wanted:

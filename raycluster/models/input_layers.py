@@ -59,6 +59,6 @@ class Sobel(Normalise):
         return conv2d(values, self.kernel, padding=1)
 
 
-def front_end(input: Input) -> Normalise:
+def make_input_layer(input: Input) -> Normalise:
     """What `model.input` names; `num_channels` of the result is what the first convolution gets."""
     return Sobel() if input == "sobel" else Normalise()

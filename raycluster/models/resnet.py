@@ -16,7 +16,7 @@ Stem = Literal["imagenet", "small"]
 _LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 
 
-class Basic(BasicBlock):
+class LeadingReluBasicBlock(BasicBlock):
     """Two 3x3 convolutions; the ReLU that torchvision's block ends with is at the start of the next one."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class Basic(BasicBlock):
         return self.bn2(self.conv2(out)) + shortcut
 
 
-class Bottle(Bottleneck):
+class LeadingReluBottleneck(Bottleneck):
     """1x1, 3x3, 1x1 convolutions, likewise."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,9 @@ class Bottle(Bottleneck):
         return self.bn3(self.conv3(out)) + shortcut
 
 
-def resnet(block: type[Basic] | type[Bottle], depths: Sequence[int], *, input: Input, stem: Stem) -> Backbone:
+def resnet(
+    block: type[LeadingReluBasicBlock] | type[LeadingReluBottleneck], depths: Sequence[int], *, input: Input, stem: Stem
+) -> Backbone:
     """A residual network (He et al., CVPR 2016) with the parameter names of torchvision's, weights not yet drawn.
 
     depths: blocks of layer1 to layer4. Features: the global average after the last ReLU.
@@ -62,7 +64,9 @@ def resnet(block: type[Basic] | type[Bottle], depths: Sequence[int], *, input: I
     return Backbone(body, _LAYERS, num_features=width, input=input)
 
 
-def _layer(block: type[Basic] | type[Bottle], depth: int, inputs: int, planes: int, stride: int) -> nn.Sequential:
+def _layer(
+    block: type[LeadingReluBasicBlock] | type[LeadingReluBottleneck], depth: int, inputs: int, planes: int, stride: int
+) -> nn.Sequential:
     outputs = planes * block.expansion
     project = stride != 1 or inputs != outputs
     shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), GhostBatchNorm(outputs)) if project else None

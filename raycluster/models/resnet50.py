@@ -7,7 +7,7 @@ from typing import Literal
 from raycluster.config import settings
 from raycluster.models.backbone import Backbone, initialise
 from raycluster.models.input_layers import Input
-from raycluster.models.resnet import Bottle, Stem, resnet
+from raycluster.models.resnet import LeadingReluBottleneck, Stem, resnet
 
 
 @settings
@@ -24,4 +24,4 @@ class Model:
 
     def build(self, seed: int) -> Backbone:
         """A new network; the same weights for the same seed."""
-        return initialise(resnet(Bottle, (3, 4, 6, 3), input=self.input, stem=self.stem), seed)
+        return initialise(resnet(LeadingReluBottleneck, (3, 4, 6, 3), input=self.input, stem=self.stem), seed)

@@ -14,7 +14,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from raycluster.events import Event, Finished, Lost, Noted, Progress, Round, Started
+from raycluster.events import Event, FailureEvent, Finished, Progress, Round, Started, StatusNote
 from raycluster.io import storage
 from raycluster.run.state import Config
 from raycluster.types import UserError
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 30  # in a log file, where a live line would be thousand
 TENSORBOARD_SECONDS = 30.0  # that a round may take to be written
 
 
-class Watcher:
+class ConsoleReporter:
     """Listens to the events of one run and shows them. `summary` is what to print at the end."""
 
     def __init__(self, config: Config) -> None:
@@ -38,7 +38,7 @@ class Watcher:
         self._live = sys.stderr.isatty()
         self._tensorboard = TensorBoard(storage.join(config.run.dir, "tensorboard"))
 
-    def see(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         if isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, Started):
@@ -53,8 +53,8 @@ class Watcher:
             for warning in warnings(event.record, self.config.method.heads()[0]):
                 print(f"  warning: {warning}", flush=True)
             self._tensorboard.write(event.record)
-        elif isinstance(event, (Lost, Noted)):
-            text = event.what if isinstance(event, Lost) else event.text
+        elif isinstance(event, (FailureEvent, StatusNote)):
+            text = event.what if isinstance(event, FailureEvent) else event.text
             if text:
                 self._close_bar()
                 print(f"  {text}", flush=True)

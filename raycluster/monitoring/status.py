@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -81,11 +79,6 @@ def read_status(run_dir: str) -> Status | None:
 def write_status(run_dir: str, status: Status) -> None:
     """Replace the status of a run, in one step."""
     storage.write_bytes(status_uri(run_dir), json.dumps(asdict(status), indent=1).encode())
-
-
-def this_process() -> str:
-    """What a process is called in a status: "host:pid"."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _names(cls: type[Any]) -> list[str]:

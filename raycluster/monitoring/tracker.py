@@ -8,16 +8,27 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from raycluster.events import Event, Finished, Lost, Noted, Processes, Progress, Round, Saved, Started
-from raycluster.monitoring.status import Loss, Status, read_status, this_process, write_status
-from raycluster.types import Stopped, UserError
+from raycluster.events import (
+    Event,
+    FailureEvent,
+    Finished,
+    Processes,
+    Progress,
+    Round,
+    Saved,
+    Started,
+    StatusNote,
+    this_process,
+)
+from raycluster.monitoring.status import Loss, Status, read_status, write_status
+from raycluster.types import RunStopped, UserError
 
 SECONDS_BETWEEN_WRITES = 5.0  # a change of phase is written at once
 OVER = ("finished", "stopped", "failed")
 _KEPT_LOSSES = 1000
 
 
-class Chronicle:
+class StatusTracker:
     """The status after each event; knows no clock: every `now` is seconds since 1970.
 
     before: the status that an earlier job of the same run left; what it lost and paid is carried on.
@@ -41,7 +52,7 @@ class Chronicle:
         self._phase_began = self._paid_until = now
         self._before = before
 
-    def see(self, event: Event, now: float) -> None:
+    def handle(self, event: Event, now: float) -> None:
         self._pay(now)
         if isinstance(event, Started):
             self._started(event, now)
@@ -49,11 +60,11 @@ class Chronicle:
             self._progress(event, now)
         elif isinstance(event, Round):
             self._round(event, now)
-        elif isinstance(event, Lost):
+        elif isinstance(event, FailureEvent):
             self._lost(event, now)
         elif isinstance(event, Saved):
             self.status = replace(self.status, saved={"round": event.round, "step": event.step, "at": now})
-        elif isinstance(event, Noted):
+        elif isinstance(event, StatusNote):
             self.status = replace(self.status, note=event.text)
         elif isinstance(event, Processes):
             self.status = replace(self.status, processes={**self.status.processes, event.part: list(event.names)})
@@ -80,7 +91,7 @@ class Chronicle:
 
     def _started(self, event: Started, now: float) -> None:
         if self._rounds and self._open is None:  # the group was restarted for no reason that anybody told
-            self._lost(Lost("the training workers were started again"), now)
+            self._lost(FailureEvent("the training workers were started again"), now)
         self._rounds, self._epochs = event.rounds, event.epochs
         position = event.rounds[event.round][0] + event.step
         reached = self._position if self._position >= 0 else self._reached_before()
@@ -152,7 +163,7 @@ class Chronicle:
         self._phase("extracting" if number < len(self._rounds) else "evaluating", now)
         self.status = replace(self.status, skipped=int(event.record["num_skipped"]), **self._place(number, 0))
 
-    def _lost(self, event: Lost, now: float) -> None:
+    def _lost(self, event: FailureEvent, now: float) -> None:
         if self._open is not None and not event.shards:
             return  # a consequence of what is already being repaired
         losses = (*self.status.lost, Loss(now, event.what, shards_repeated=event.shards))[-_KEPT_LOSSES:]
@@ -173,7 +184,7 @@ class Chronicle:
         return (self._rounds[-1][1] - self._position) * self._pace + max(0, rounds) * self._reassigning
 
 
-class StatusKeeper:
+class StatusWriter:
     """Keeps status.json up to date from a thread of its own, so that a slow bucket delays nobody."""
 
     def __init__(self, run_dir: str) -> None:
@@ -182,29 +193,33 @@ class StatusKeeper:
             before = read_status(run_dir)
         except (UserError, ValueError):  # unreadable: it only informs
             before = None
-        self._chronicle = Chronicle(time.time(), before)
+        self._tracker = StatusTracker(time.time(), before)
         self._lock, self._wake, self._over = threading.Lock(), threading.Event(), False
         self._thread = threading.Thread(target=self._write, name="status", daemon=True)
         self._thread.start()
 
-    def see(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         with self._lock:
-            phase = self._chronicle.status.phase
-            self._chronicle.see(event, time.time())
-            urgent = phase != self._chronicle.status.phase or not isinstance(event, (Progress, Saved))
+            phase = self._tracker.status.phase
+            self._tracker.handle(event, time.time())
+            urgent = phase != self._tracker.status.phase or not isinstance(event, (Progress, Saved))
         if urgent:
             self._wake.set()
 
-    def __enter__(self) -> StatusKeeper:
+    def __enter__(self) -> StatusWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Write the last status: how it ended."""
         ended = (
-            "finished" if error is None else "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
+            "finished"
+            if error is None
+            else "stopped"
+            if isinstance(error, (RunStopped, KeyboardInterrupt))
+            else "failed"
         )
         with self._lock:
-            self._chronicle.end(ended, str(error or ""), time.time())
+            self._tracker.end(ended, str(error or ""), time.time())
         self._over = True
         self._wake.set()
         self._thread.join(timeout=30)
@@ -214,7 +229,7 @@ class StatusKeeper:
             over = self._over
             self._wake.clear()
             with self._lock:
-                status = self._chronicle.at(time.time())
+                status = self._tracker.at(time.time())
             with suppress(UserError):  # whoever writes the checkpoints says what is wrong with the storage
                 write_status(self._run_dir, status)
             if over:

@@ -70,7 +70,7 @@ def load_newest(run_dir: str, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
-class Saver:
+class AsyncCheckpointer:
     """Writes checkpoints in a thread, one at a time: training goes on while they are packed, hashed and sent.
 
     What goes wrong there is raised by the next call of any method. begun_at: time.monotonic() when the last one was

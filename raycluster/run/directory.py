@@ -14,11 +14,10 @@ import yaml
 from numpy.typing import NDArray
 
 from raycluster.config import dump
-from raycluster.data.manifest import DataSettings, Manifest, build_manifest, read_manifest, write_manifest
-from raycluster.features.extraction import Pictures, Skipped
+from raycluster.data.manifest import Manifest
+from raycluster.features.extraction import SkippedImage
 from raycluster.io import storage
 from raycluster.run.checkpoint import list_checkpoints
-from raycluster.runtime.workers import Workers
 from raycluster.types import UserError
 
 ROWS_PER_FILE = 1_000_000
@@ -70,25 +69,13 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [] if there == here else [f"{path}: {there} there, {here} here"]
 
 
-def open_pictures(data: DataSettings, uri: str, workers: Workers, seed: int) -> Pictures:
-    """The images of `data`, their manifest cached at `uri`; collective."""
-    workers.once(ensure_manifest, uri, data)
-    return Pictures(read_manifest(uri, data), uri, data, seed)
-
-
-def ensure_manifest(uri: str, data: DataSettings, *, fresh: bool = False) -> None:
-    """List the images of `data` unless that was done before, or anew if `fresh`."""
-    if fresh or not storage.exists(uri):
-        write_manifest(build_manifest(data), uri)
-
-
 def write_lines(run_dir: str, name: str, records: Sequence[dict[str, Any]]) -> None:
     """Replace a JSON-lines file; written whole, so that a repeated round can never appear twice."""
     text = "".join(json.dumps(record) + "\n" for record in records)
     storage.write_bytes(storage.join(run_dir, name), text.encode())
 
 
-def write_skipped(run_dir: str, manifest: Manifest, skipped: Sequence[Skipped]) -> None:
+def write_skipped(run_dir: str, manifest: Manifest, skipped: Sequence[SkippedImage]) -> None:
     """skipped.jsonl: every image that could not be used, by name, and why."""
     lines = [{"sample": s.sample, "path": manifest.paths[s.sample].as_py(), "reason": s.reason} for s in skipped]
     write_lines(run_dir, "skipped.jsonl", lines)

@@ -9,7 +9,7 @@ import yaml
 from raycluster.config import parse
 from raycluster.data.manifest import read_manifest
 from raycluster.io import storage
-from raycluster.run.state import Config, begin
+from raycluster.run.state import Config, validate_and_initialize
 from raycluster.types import UserError
 
 
@@ -39,7 +39,7 @@ def transfer_config(words: Sequence[str]) -> Config:
 def _check(labels: str, original: Config, config: Config) -> None:
     if not storage.exists(storage.join(labels, "assignments")):
         raise UserError(f"{labels} has no assignments yet; let that run finish a round, or give another one")
-    begin(config)
+    validate_and_initialize(config)
     theirs = read_manifest(storage.join(labels, "manifest.parquet"))
     ours = read_manifest(storage.join(config.run.dir, "manifest.parquet"))
     if ours.fingerprint != theirs.fingerprint:

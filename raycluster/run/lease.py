@@ -21,7 +21,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from raycluster.io import storage
-from raycluster.run.policy import LEASE_BEAT_SECONDS, LEASE_EXPIRY_SECONDS, Claim, on_claim
+from raycluster.run.policy import LEASE_EXPIRY_SECONDS, LEASE_HEARTBEAT_SECONDS, LeaseObservation, decide_lease
 from raycluster.types import UserError
 
 _SETTLE_SECONDS = 0.3  # between writing a lease and believing it
@@ -33,18 +33,18 @@ class Lease:
     """Who works on a run directory.
 
     token: of the job. machine: boot and process namespace of its process, the same for two processes that can see
-    each other. born: when the process started, in the machine's ticks, for a number may be given to another process.
-    beat_at: seconds since 1970 by the clock of the holder.
+    each other. process_start_time: when the process started, in the machine's ticks, for a number may be given to another process.
+    heartbeat_at: seconds since 1970 by the clock of the holder.
     """
 
     token: str
     host: str
     pid: int
     machine: str
-    born: str
+    process_start_time: str
     job: str
     since: float
-    beat_at: float
+    heartbeat_at: float
 
 
 def lease_uri(run_dir: str) -> str:
@@ -64,39 +64,41 @@ def read_lease(run_dir: str) -> Lease | None:
 
 
 @contextmanager
-def held(run_dir: str, *, lost: Callable[[str], None], say: Callable[[str], None] = print) -> Iterator[None]:
+def acquire_lease(
+    run_dir: str, *, lost: Callable[[str], None], notify: Callable[[str], None] = print
+) -> Iterator[None]:
     """Hold the lease on a run directory meanwhile.
 
-    lost: called from another thread if another job has taken it nevertheless. say: hears that this one has to wait.
+    lost: called from another thread if another job has taken it nevertheless. notify: hears that this one has to wait.
     Raises UserError if another job holds it.
     """
-    mine = _take(run_dir, say)
+    mine = _acquire(run_dir, notify)
     over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(run_dir, mine, over, lost), name="lease", daemon=True)
+    thread = threading.Thread(target=_heartbeat, args=(run_dir, mine, over, lost), name="lease", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join(timeout=LEASE_BEAT_SECONDS)
+        thread.join(timeout=LEASE_HEARTBEAT_SECONDS)
         with suppress(UserError):
             found = read_lease(run_dir)
             if found is not None and found.token == mine.token:
                 storage.delete(lease_uri(run_dir))
 
 
-def _take(run_dir: str, say: Callable[[str], None]) -> Lease:
-    _wait_until_free(run_dir, say)
+def _acquire(run_dir: str, notify: Callable[[str], None]) -> Lease:
+    _wait_until_free(run_dir, notify)
     now = time.time()
     mine = Lease(
         token=token_hex(8),
         host=socket.gethostname(),
         pid=os.getpid(),
         machine=_machine(),
-        born=_born(os.getpid()),
+        process_start_time=_process_start_time(os.getpid()),
         job=os.environ.get("RAY_JOB_ID", ""),
         since=now,
-        beat_at=now,
+        heartbeat_at=now,
     )
     _write(run_dir, mine)
     time.sleep(_SETTLE_SECONDS)
@@ -106,24 +108,24 @@ def _take(run_dir: str, say: Callable[[str], None]) -> Lease:
     return mine
 
 
-def _wait_until_free(run_dir: str, say: Callable[[str], None]) -> None:
+def _wait_until_free(run_dir: str, notify: Callable[[str], None]) -> None:
     first, began, told = read_lease(run_dir), time.monotonic(), False
     found = first
     while first is not None and found is not None:
-        claim = Claim(
+        claim = LeaseObservation(
             alive=_lives(found) if found.machine == _machine() else None,
-            age_seconds=time.time() - found.beat_at,
+            age_seconds=time.time() - found.heartbeat_at,
             watched_seconds=time.monotonic() - began,
             beats=found != first,
         )
-        move = on_claim(claim)
+        move = decide_lease(claim)
         if move == "take":
             return
         if move == "refuse":
             raise UserError(_in_use(run_dir, found))
         if not told:
             told = True
-            say(
+            notify(
                 f"{run_dir} was used by process {found.pid} on {found.host}, which may be dead; waiting up to "
                 f"{LEASE_EXPIRY_SECONDS:.0f} s for its lease to expire"
             )
@@ -144,14 +146,14 @@ def _write(run_dir: str, lease: Lease) -> None:
     storage.write_bytes(lease_uri(run_dir), json.dumps(asdict(lease)).encode())
 
 
-def _beat(run_dir: str, mine: Lease, over: threading.Event, lost: Callable[[str], None]) -> None:
-    while not over.wait(LEASE_BEAT_SECONDS):
+def _heartbeat(run_dir: str, mine: Lease, over: threading.Event, lost: Callable[[str], None]) -> None:
+    while not over.wait(LEASE_HEARTBEAT_SECONDS):
         try:
             found = read_lease(run_dir)
             if found is not None and found.token != mine.token:
                 lost(_in_use(run_dir, found))
                 return
-            _write(run_dir, replace(mine, beat_at=time.time()))
+            _write(run_dir, replace(mine, heartbeat_at=time.time()))
         except UserError:
             continue  # whoever writes the checkpoints says what is wrong with the storage
 
@@ -164,7 +166,7 @@ def _machine() -> str:
     return socket.gethostname()
 
 
-def _born(pid: int) -> str:
+def _process_start_time(pid: int) -> str:
     return _stat(pid, 19)
 
 
@@ -182,4 +184,4 @@ def _lives(lease: Lease) -> bool:
         return False
     except PermissionError:
         pass
-    return _stat(lease.pid, 0) != "Z" and _born(lease.pid) == lease.born
+    return _stat(lease.pid, 0) != "Z" and _process_start_time(lease.pid) == lease.process_start_time

@@ -7,20 +7,19 @@ from typing import Literal
 
 NOTICE_SAVE_SECONDS = 15.0  # between checkpoints once a machine is known to go: its deadline may come early
 LAST_SAVE_SECONDS = 5.0  # before the deadline the last checkpoint must have begun, however quickly it can be written
-LOOK_SECONDS = 1.0  # between two looks around, if the steps are not longer
-LOOK_STEPS = 8  # at most between two looks around
-WISH_SECONDS = 15.0  # in which an autoscaler, which looks every 5 seconds, refuses what it can never bring
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-LEASE_BEAT_SECONDS = 10.0
+POLL_SECONDS = 1.0  # between two looks around, if the steps are not longer
+MAX_STEPS_BETWEEN_POLLS = 8  # at most between two looks around
+REQUEST_SECONDS = 15.0  # in which an autoscaler, which looks every 5 seconds, refuses what it can never bring
+LEASE_HEARTBEAT_SECONDS = 10.0
 LEASE_EXPIRY_SECONDS = 60.0  # six beats: a bucket that is slow for half a minute must not cost the lease
-LEASE_OLD_SECONDS = 600.0  # by the clocks of two machines, which may disagree by minutes
+LEASE_STALE_SECONDS = 600.0  # by the clocks of two machines, which may disagree by minutes
 
 
 # ---------------------------------------------------------------------------------------------------- between two steps
 
 
 @dataclass(frozen=True)
-class Sight:
+class ClusterObservation:
     """What the first worker sees between two steps.
 
     stop: somebody asked the job to stop. resize: Ray waits for our leave to restart the workers in another number.
@@ -52,7 +51,7 @@ class Move:
     why: str = ""
 
 
-def next_move(sight: Sight) -> Move:
+def decide_checkpoint(sight: ClusterObservation) -> Move:
     """Save in time for whatever is coming, and do nothing that would be lost."""
     if sight.stop:
         return Move("first", "stop", "asked to stop")
@@ -70,9 +69,9 @@ def next_move(sight: Sight) -> Move:
     return Move()
 
 
-def steps_until_look(seconds_per_step: float) -> int:
+def steps_until_poll(seconds_per_step: float) -> int:
     """How many steps to make before looking around again: looking costs a message, a notice may be half a minute."""
-    return max(1, min(LOOK_STEPS, int(LOOK_SECONDS / max(seconds_per_step, 1e-9))))
+    return max(1, min(MAX_STEPS_BETWEEN_POLLS, int(POLL_SECONDS / max(seconds_per_step, 1e-9))))
 
 
 # --------------------------------------------------------------------------------------------------------------- losses
@@ -93,22 +92,24 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RestartDecision:
     """Whether to start the group again, and what to tell people ("": nothing)."""
 
     restart: bool
     why: str = ""
 
 
-def after_failure(failure: Failure) -> Verdict:
+def after_failure(failure: Failure) -> RestartDecision:
     """Machines may come and go as announced, and be waited for, as often as they like; losses have a limit."""
     if failure.kind == "preemption":
-        return Verdict(True, "a machine went away as announced")
+        return RestartDecision(True, "a machine went away as announced")
     if failure.kind == "start":
-        return Verdict(True)
+        return RestartDecision(True)
     if failure.failures <= failure.forgiven:
-        return Verdict(True, "a training worker was lost")
-    return Verdict(False, f"training workers were lost {failure.failures} times; {failure.forgiven} are forgiven")
+        return RestartDecision(True, "a training worker was lost")
+    return RestartDecision(
+        False, f"training workers were lost {failure.failures} times; {failure.forgiven} are forgiven"
+    )
 
 
 def pool_size(wanted: int, nodes: int) -> int:
@@ -120,7 +121,7 @@ def pool_size(wanted: int, nodes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ResourceRequest:
     """How many workers an autoscaler is asked for. It brings all or none of what could never be, so it is searched out.
 
     asked: now. possible: the most that was not refused. refused: the fewest that was. since: seconds, when first asked.
@@ -132,41 +133,34 @@ class Wish:
     since: float
 
 
-def first_wish(most: int, now: float) -> Wish:
+def initial_request(most: int, now: float) -> ResourceRequest:
     """Ask for all that the settings allow."""
-    return Wish(most, 0, most + 1, now)
+    return ResourceRequest(most, 0, most + 1, now)
 
 
-def next_wish(wish: Wish, most: int, *, refused: bool, now: float, retry_seconds: float) -> Wish:
+def next_request(
+    wish: ResourceRequest, most: int, *, refused: bool, now: float, retry_seconds: float
+) -> ResourceRequest:
     """Halve the gap between what is refused and what is not; later ask for all again, for clusters are reconfigured."""
     if refused:
-        wish = Wish(wish.asked, min(wish.possible, wish.asked - 1), wish.asked, wish.since)
-    elif now - wish.since < WISH_SECONDS:
+        wish = ResourceRequest(wish.asked, min(wish.possible, wish.asked - 1), wish.asked, wish.since)
+    elif now - wish.since < REQUEST_SECONDS:
         return wish
     elif wish.refused <= most and now - wish.since >= retry_seconds and wish.asked + 1 >= wish.refused:
-        return first_wish(most, now)
+        return initial_request(most, now)
     else:
-        wish = Wish(wish.asked, max(wish.possible, wish.asked), max(wish.refused, wish.asked + 1), wish.since)
+        wish = ResourceRequest(
+            wish.asked, max(wish.possible, wish.asked), max(wish.refused, wish.asked + 1), wish.since
+        )
     asked = max(1, (wish.possible + wish.refused) // 2)
-    return wish if asked == wish.asked else Wish(asked, wish.possible, wish.refused, now)
-
-
-# -------------------------------------------------------------------------------------------------------------- storage
-
-
-def next_pause(attempt: int, waited_seconds: float, limit_seconds: float) -> float | None:
-    """Seconds to wait before the next attempt (attempt 0 has just failed), or None to give up."""
-    if waited_seconds >= limit_seconds:
-        return None
-    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 10))
-    return min(pause, limit_seconds - waited_seconds)
+    return wish if asked == wish.asked else ResourceRequest(asked, wish.possible, wish.refused, now)
 
 
 # ---------------------------------------------------------------------------------------------------------------- lease
 
 
 @dataclass(frozen=True)
-class Claim:
+class LeaseObservation:
     """The lease of another job on the run directory, as the claimant sees it.
 
     alive: whether its process lives, None if it is on another machine. age_seconds: since its last heartbeat, by the
@@ -179,12 +173,12 @@ class Claim:
     beats: bool = False
 
 
-def on_claim(claim: Claim) -> Literal["take", "wait", "refuse"]:
+def decide_lease(claim: LeaseObservation) -> Literal["take", "wait", "refuse"]:
     """Whether a claimant may take the run directory from the job that held it last."""
     if claim.alive is not None:
         return "refuse" if claim.alive else "take"
     if claim.beats:
         return "refuse"
-    if claim.age_seconds > LEASE_OLD_SECONDS or claim.watched_seconds > LEASE_EXPIRY_SECONDS:
+    if claim.age_seconds > LEASE_STALE_SECONDS or claim.watched_seconds > LEASE_EXPIRY_SECONDS:
         return "take"
     return "wait"

@@ -10,26 +10,26 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from raycluster.config import named, settings
+from raycluster.config import PluginField, settings
 from raycluster.config.registry import did_you_mean
+from raycluster.data.dataset import ImageDataset, ensure_manifest, open_dataset
 from raycluster.data.manifest import DataSettings
 from raycluster.data.sampling import whole_batches
 from raycluster.data.transforms import Views
 from raycluster.evaluation.runner import Evaluation, EvaluationSettings
-from raycluster.features.extraction import Pictures, Skipped
-from raycluster.features.online import Harvest
+from raycluster.features.extraction import SkippedImage
+from raycluster.features.online import OnlineFeatureBank
 from raycluster.io import storage
 from raycluster.models.heads import Heads
-from raycluster.run.checkpoint import Saver, load_newest
+from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
 from raycluster.run.directory import (
     check_directory,
     differences,
-    ensure_manifest,
     holds_run,
-    open_pictures,
     write_config,
 )
-from raycluster.runtime.workers import LocalWorkers, Workers
+from raycluster.run.local_workers import LocalWorkers
+from raycluster.runtime.workers import Workers
 from raycluster.seeding import seed_for
 from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
@@ -91,8 +91,8 @@ class Config:
 
     data: DataSettings
     views: Views
-    model: Annotated[Any, named("raycluster.models", "Model")]
-    method: Annotated[Any, named("raycluster.methods", "Method")]
+    model: Annotated[Any, PluginField("raycluster.models", "Model")]
+    method: Annotated[Any, PluginField("raycluster.methods", "Method")]
     training: TrainingSettings
     run: RunSettings
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -105,13 +105,13 @@ class Run:
 
     config: Config
     workers: Workers
-    pictures: Pictures
-    saver: Saver
+    dataset: ImageDataset
+    checkpointer: AsyncCheckpointer
 
     @cached_property
     def steps_per_epoch(self) -> int:
         size = self.config.training.global_batch
-        return whole_batches(self.pictures.manifest.num_samples, size) // size
+        return whole_batches(self.dataset.manifest.num_samples, size) // size
 
     @cached_property
     def rounds(self) -> list[tuple[int, int]]:
@@ -134,13 +134,15 @@ class State:
     step: int = 0  # within the round
     assigned: int = -1  # the round that `assignments` belong to
     assignments: Assignments | None = None
-    skipped: list[Skipped] = field(default_factory=list)
-    harvest: Harvest | None = None
-    tally: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # sums over the round so far
+    skipped: list[SkippedImage] = field(default_factory=list)
+    online_features: OnlineFeatureBank | None = None
+    running_sums: defaultdict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # sums over the round so far
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def begin(config: Config) -> None:
+def validate_and_initialize(config: Config) -> None:
     """Check everything that can be checked before any expensive work, and leave config and manifest in the directory.
 
     Nothing is written over a run that has a checkpoint; what has none is begun anew. Raises UserError.
@@ -150,26 +152,26 @@ def begin(config: Config) -> None:
     check_layers(config)
     manifest_uri = storage.join(run_dir, "manifest.parquet")
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
-    check_pictures(config, open_pictures(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
+    check_dataset(config, open_dataset(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
     write_config(run_dir, config)
 
 
-def check_pictures(config: Config, pictures: Pictures, directory: str) -> None:
+def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None:
     """UserError unless the images suffice for the clusters and the evaluation. directory: of cached manifests."""
-    num_samples = pictures.manifest.num_samples
+    num_samples = dataset.manifest.num_samples
     for num_clusters in config.method.heads():
         if num_clusters > num_samples:
             raise UserError(
                 f"method wants {num_clusters} clusters, but {config.data.uri} holds {num_samples} images; wanted at "
                 "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
             )
-    if pictures.manifest.labels is not None or config.evaluation.test_uri is not None:
-        Evaluation(config.evaluation, config.views.cluster, directory, LocalWorkers()).check(pictures)
+    if dataset.manifest.labels is not None or config.evaluation.test_uri is not None:
+        Evaluation(config.evaluation, config.views.eval, directory, LocalWorkers()).check(dataset)
 
 
 def check_layers(config: Config) -> None:
     """UserError unless the network has the layers that are named, and the views vary where several are averaged."""
-    layers, wanted = config.model.build(0).layers, config.method.wants()
+    layers, wanted = config.model.build(0).layers, config.method.feature_request()
     if wanted and wanted.visits > 1 and not getattr(config.views, wanted.view).is_random:
         raise UserError(
             f"method averages {wanted.visits} views of an image, but views.{wanted.view} is always the same: "
@@ -183,22 +185,22 @@ def check_layers(config: Config) -> None:
             )
 
 
-def start(config: Config, workers: Workers) -> Run:
+def open_run(config: Config, workers: Workers) -> Run:
     """The run as its directory has it, begun if need be; collective."""
-    workers.once(_ensure_begun, config)
-    pictures = open_pictures(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
-    return Run(config, workers, pictures, Saver(config.run.dir, keep=config.run.keep_checkpoints))
+    workers.run_on_rank_zero(_ensure_initialized, config)
+    dataset = open_dataset(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
+    return Run(config, workers, dataset, AsyncCheckpointer(config.run.dir, keep=config.run.keep_checkpoints))
 
 
-def _ensure_begun(config: Config) -> None:
+def _ensure_initialized(config: Config) -> None:
     if differences(config.run.dir, config) != []:
-        begin(config)
+        validate_and_initialize(config)
 
 
 def fresh_network(config: Config, device: torch.device) -> Network:
     """The network before it has learned anything: its weights follow from the seed alone."""
     backbone = config.model.build(seed_for(config.seed, "backbone"))
-    sizes = (*config.method.heads(), *config.training.further_heads)
+    sizes = (*config.method.heads(), *config.training.auxiliary_heads)
     heads = Heads(backbone.num_features, sizes, seed_for(config.seed, "head", 0))
     return Network(backbone, heads).to(device)
 
@@ -218,8 +220,8 @@ def restore(run: Run) -> State:
         labels, sizes, figures, arrays = saved["assignments"]
         kept = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
         state.assignments = Assignments(labels.cpu().numpy(), tuple(sizes), figures, kept)
-    state.skipped = [Skipped(*item) for item in saved["skipped"]]
-    state.tally, state.records = defaultdict(float, saved["tally"]), saved["records"]
+    state.skipped = [SkippedImage(*item) for item in saved["skipped"]]
+    state.running_sums, state.records = defaultdict(float, saved["tally"]), saved["records"]
     return state
 
 
@@ -240,7 +242,7 @@ def save(run: Run, state: State) -> None:
             {name: torch.from_numpy(array) for name, array in found.state.items()},
         ),
         "skipped": [tuple(item) for item in state.skipped],
-        "tally": dict(state.tally),
+        "tally": dict(state.running_sums),
         "records": state.records,
     }
-    run.saver.save(saved)
+    run.checkpointer.save(saved)

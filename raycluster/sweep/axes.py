@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raycluster.config.errors import shown
+from raycluster.config.errors import format_value
 
 _MOST_TICKS = 6
 _LONGEST_LABEL = 14
@@ -29,7 +29,7 @@ class Scale:
     def place(self, value: Any) -> float:
         """0 (left, bottom) to 1."""
         if self.choices:
-            return (self.choices.index(shown(value)) + 0.5) / len(self.choices)
+            return (self.choices.index(format_value(value)) + 0.5) / len(self.choices)
         low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, float(value)))
         return (at - low) / (high - low) if high > low else 0.5
 
@@ -37,16 +37,16 @@ class Scale:
         """(place, text) of what is written beside the axis."""
         if self.choices:
             return [((index + 0.5) / len(self.choices), _short(text)) for index, text in enumerate(self.choices)]
-        return [(self.place(mark), label(mark)) for mark in self.marks]
+        return [(self.place(mark), tick_label(mark)) for mark in self.marks]
 
 
 def choices(values: Sequence[Any]) -> Scale:
     """One place for each different value, in the order given."""
-    return Scale(choices=tuple(dict.fromkeys(shown(value) for value in values)))
+    return Scale(choices=tuple(dict.fromkeys(format_value(value) for value in values)))
 
 
-def along(values: Sequence[float], *, log: bool = False, margin: float = 0.06, named: bool = False) -> Scale:
-    """A scale that holds all values, with a margin (a share of it) on both sides. named: write the values themselves
+def along(values: Sequence[float], *, log: bool = False, margin: float = 0.06, label_values: bool = False) -> Scale:
+    """A scale that holds all values, with a margin (a share of it) on both sides. label_values: write the values themselves
     beside the axis where these are few."""
     known = sorted(set(values)) or [0.0, 1.0]
     log = log and known[0] > 0
@@ -55,7 +55,7 @@ def along(values: Sequence[float], *, log: bool = False, margin: float = 0.06, n
     low, high = low - spare, high + spare
     if log:
         low, high = math.exp(low), math.exp(high)
-    few = named and len(known) <= _MOST_TICKS
+    few = label_values and len(known) <= _MOST_TICKS
     return Scale(low, high, log, marks=tuple(known) if few else _round_numbers(low, high, log))
 
 
@@ -72,7 +72,7 @@ def _round_numbers(low: float, high: float, log: bool) -> tuple[float, ...]:
     return tuple(index * step for index in range(first, math.floor(high / step) + 1))
 
 
-def label(value: float) -> str:
+def tick_label(value: float) -> str:
     """A number, short."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 

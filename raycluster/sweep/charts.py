@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from raycluster.sweep.axes import Scale, label
+from raycluster.sweep.axes import Scale, tick_label
 
 Point = tuple[float, float]
 _ROW = 18  # height of a bar with its gap
@@ -43,9 +43,9 @@ def dots(marks: Sequence[Mark], links: Sequence[Mark], *, axes: tuple[Scale, Sca
     """Every mark's points as dots, every link's joined, and named where it ends; x and y in the units of the axes."""
     frame = Frame(400, 270, right=18 + 7 * max((len(link.trial) for link in links), default=0))
     body = _axes(frame, axes, titles)
-    body += "".join(_line(frame, axes, link) for link in links)
-    ends = sorted((*_place(frame, axes, link.points[-1])[::-1], link.trial) for link in links)
-    for (_, x, name), place in zip(ends, _apart([y for y, _, _ in ends]), strict=True):
+    body += "".join(_channel(frame, axes, link) for link in links)
+    stop_requests = sorted((*_place(frame, axes, link.points[-1])[::-1], link.trial) for link in links)
+    for (_, x, name), place in zip(stop_requests, _apart([y for y, _, _ in stop_requests]), strict=True):
         body += f'<text x="{x + 11:.1f}" y="{place + 4:.1f}">{escape(name)}</text>' if name else ""
     for mark in marks:
         for point in mark.points:
@@ -60,7 +60,7 @@ def curves(marks: Sequence[Mark], *, axes: tuple[Scale, Scale], titles: tuple[st
     body = _axes(frame, axes, titles)
     for mark in marks:
         x, y = _place(frame, axes, mark.points[-1])
-        body += _line(frame, axes, mark)
+        body += _channel(frame, axes, mark)
         body += f'<circle {_attributes(mark, "dot")} cx="{x:.1f}" cy="{y:.1f}" r="3.5">{_title(mark)}</circle>'
     return _svg(frame, body)
 
@@ -81,7 +81,7 @@ def parallel(marks: Sequence[Mark], scales: Sequence[Scale], *, titles: Sequence
             body += f'<text class="halo" x="{x - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
             body += f'<line class="axis" x1="{x - 4:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
     unit = (Scale(0, max(1, len(scales) - 1)), Scale())
-    return _svg(frame, "".join(_line(frame, unit, mark) for mark in marks) + body)
+    return _svg(frame, "".join(_channel(frame, unit, mark) for mark in marks) + body)
 
 
 def bars(marks: Sequence[Mark], title: str) -> str:
@@ -97,7 +97,7 @@ def bars(marks: Sequence[Mark], title: str) -> str:
             f'<text x="{frame.left - 8}" y="{middle:.1f}" text-anchor="end">{escape(mark.trial)}</text>'
             f'<rect {_attributes(mark, "bar")} x="{frame.left}" y="{y + 2}" width="{max(x - frame.left, 1):.1f}" '
             f'height="{_ROW - 4}" rx="2">{_title(mark)}</rect>'
-            f'<text x="{x + 6:.1f}" y="{middle:.1f}">{label(round(length))}</text>'
+            f'<text x="{x + 6:.1f}" y="{middle:.1f}">{tick_label(round(length))}</text>'
         )
     return _svg(frame, body)
 
@@ -133,7 +133,7 @@ def _place(frame: Frame, axes: tuple[Scale, Scale], point: Point) -> Point:
     return frame.at(axes[0].place(point[0]), axes[1].place(point[1]))
 
 
-def _line(frame: Frame, axes: tuple[Scale, Scale], mark: Mark) -> str:
+def _channel(frame: Frame, axes: tuple[Scale, Scale], mark: Mark) -> str:
     pixels = (_place(frame, axes, point) for point in mark.points)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
     return f'<polyline {_attributes(mark, "line")} points="{path}">{_title(mark)}</polyline>'

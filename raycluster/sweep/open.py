@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from raycluster.data.dataset import open_dataset
 from raycluster.io import storage
-from raycluster.run.directory import differences, holds_run, open_pictures, write_config
-from raycluster.run.state import Config, check_layers, check_pictures
-from raycluster.runtime.workers import LocalWorkers
+from raycluster.run.directory import differences, holds_run, write_config
+from raycluster.run.local_workers import LocalWorkers
+from raycluster.run.state import Config, check_dataset, check_layers
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.plan import Sweep
 from raycluster.sweep.space import one_by_one, told
@@ -24,8 +25,8 @@ def open_sweep(config: SweepConfig) -> Sweep:
     _check_directory(config)
     _check_data(config, [make_trial(config, 0, values, config.seed).config for values in one_by_one(axes)])
     write_config(config.run.dir, config)
-    pictures = open_pictures(config.data, manifest_uri(config, config.data), LocalWorkers(), config.seed)
-    labelled = pictures.manifest.labels is not None
+    dataset = open_dataset(config.data, manifest_uri(config, config.data), LocalWorkers(), config.seed)
+    labelled = dataset.manifest.labels is not None
     automatic = f"{config.evaluation.probes[0]}_accuracy" if labelled else LABEL_FREE_OBJECTIVE
     return Sweep(config, axes, combinations, objective=config.sweep.objective or automatic)
 
@@ -49,14 +50,14 @@ def _check_directory(config: SweepConfig) -> None:
 
 def _check_data(sweep: SweepConfig, configs: list[Config]) -> None:
     """Every trial's settings against its images; what has the same images lists them once."""
-    mistakes: dict[str, None] = {}
+    config_errors: dict[str, None] = {}
     for config in configs:
         try:
             check_layers(config)
             uri = manifest_uri(sweep, config.data)
-            pictures = open_pictures(config.data, uri, LocalWorkers(), config.seed)
-            check_pictures(config, pictures, storage.parent(uri))
+            dataset = open_dataset(config.data, uri, LocalWorkers(), config.seed)
+            check_dataset(config, dataset, storage.parent(uri))
         except UserError as error:
-            mistakes[str(error)] = None
-    if mistakes:
-        raise UserError(told(list(mistakes)))
+            config_errors[str(error)] = None
+    if config_errors:
+        raise UserError(told(list(config_errors)))

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from raycluster.config.errors import shown
+from raycluster.config.errors import format_value
 from raycluster.io import storage
 from raycluster.monitoring.console import grid
 from raycluster.sweep.page import page
@@ -58,7 +58,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 
 def _best_yaml(sweep: Sweep, best: Combination) -> str:
-    values = ", ".join(f"{key} = {shown(value)}" for key, value in best.values.items())
+    values = ", ".join(f"{key} = {format_value(value)}" for key, value in best.values.items())
     uri = storage.join(sweep.config.run.dir, "best.yaml")
     head = (
         f"# The best of {len(sweep.combinations())} combinations: {values}.\n"
@@ -85,7 +85,7 @@ def _link(run_dir: str, trial: Trial) -> None:
 def trial_line(sweep: Sweep, trial: Trial) -> str:
     """One trial in one line."""
     row = next(row for row in sweep.rows() if row.trial is trial)
-    values = "  ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in trial.values.items())
+    values = "  ".join(f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in trial.values.items())
     figure = "" if row.objective is None else f"{sweep.objective} {row.objective:.4f}  "
     epoch = f" at epoch {row.records[-1]['epoch']:.3g}" if row.records else ""
     reason = f": {row.reason.splitlines()[0]}" if row.reason else ""
@@ -100,7 +100,7 @@ def summary(sweep: Sweep) -> str:
     )
     rows = {
         f"{one.number:03d}": {
-            **{key: shown(value) for key, value in one.values.items()},
+            **{key: format_value(value) for key, value in one.values.items()},
             sweep.objective: "" if one.so_far is None else f"{one.so_far:.4f}",
             "status": one.rows[0].status if one.objective is None else "finished",
             "worker-seconds": f"{sum(row.worker_seconds for row in one.rows):.0f}",

@@ -7,9 +7,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from raycluster.config.errors import shown
+from raycluster.config.errors import format_value
 from raycluster.sweep import charts
-from raycluster.sweep.axes import Scale, along, choices, label
+from raycluster.sweep.axes import Scale, along, choices, tick_label
 from raycluster.sweep.charts import Mark
 from raycluster.sweep.plan import Row, Sweep, twins
 from raycluster.sweep.ranking import LABEL_FREE, rankings
@@ -44,7 +44,7 @@ class Page:
 
     def mark(self, row: Row, points: Sequence[tuple[Any, Any]]) -> Mark:
         """The row in a chart."""
-        values = ", ".join(f"{key} = {shown(value)}" for key, value in row.trial.values.items())
+        values = ", ".join(f"{key} = {format_value(value)}" for key, value in row.trial.values.items())
         figure = "" if row.objective is None else f"\n{self.sweep.objective} {row.objective:.4f}"
         return Mark(row.trial.name, self.look(row), f"trial {row.trial.name}: {values}{figure}, {row.status}", points)
 
@@ -53,7 +53,7 @@ class Page:
         if not axis.numeric:
             return choices(axis.values)
         tried = [row.trial.values[axis.key] for row in self.rows]
-        return along([*axis.examples(), *tried], log=axis.log, named=bool(axis.values))
+        return along([*axis.examples(), *tried], log=axis.log, label_values=bool(axis.values))
 
 
 def page(sweep: Sweep) -> str:
@@ -81,10 +81,10 @@ def _head(view: Page) -> str:
     states = [row.status for row in view.rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     how = f"{settings.strategy} search" + (", ASHA early stopping" if settings.early_stopping != "none" else "")
-    cost = label(round(sum(row.worker_seconds for row in view.rows)))
+    cost = tick_label(round(sum(row.worker_seconds for row in view.rows)))
     text = f"{len(view.rows)} trials ({counts}), {how}, {cost} worker-seconds on {escape(sweep.config.data.uri)}."
     if view.best is not None:
-        values = ", ".join(f"{key} = {shown(value)}" for key, value in view.best.values.items())
+        values = ", ".join(f"{key} = {format_value(value)}" for key, value in view.best.values.items())
         text += (
             f" Best: <b>{escape(sweep.objective)} {view.best.objective:.4f}</b> with <code>{escape(values)}</code>;"
             " <code>best.yaml</code> beside this page runs it again."
@@ -128,10 +128,10 @@ def _table(view: Page) -> str:
 def _table_row(view: Page, row: Row, keys: Sequence[str], extra: Sequence[str]) -> str:
     record = row.records[-1] if row.records else {}
     cells = [f'<td><a href="trials/{escape(row.trial.name)}">{escape(row.trial.name)}</a></td>']
-    cells += [f"<td>{escape(shown(row.trial.values[key]))}</td>" for key in keys]
+    cells += [f"<td>{escape(format_value(row.trial.values[key]))}</td>" for key in keys]
     cells += [_number(row.objective), *(_number(record.get(name)) for name in extra)]
-    cells += [f"<td>{label(record['epoch']) if record else ''}</td>", f"<td>{row.status}</td>"]
-    cells += [f'<td data-value="{row.worker_seconds:.1f}">{label(round(row.worker_seconds))}</td>']
+    cells += [f"<td>{tick_label(record['epoch']) if record else ''}</td>", f"<td>{row.status}</td>"]
+    cells += [f'<td data-value="{row.worker_seconds:.1f}">{tick_label(round(row.worker_seconds))}</td>']
     looks = f"{row.status}{' best' * view.is_best(row)}"
     return f'<tr class="{looks}" data-trial="{escape(row.trial.name)}">{"".join(cells)}</tr>\n'
 
@@ -152,10 +152,11 @@ def _by_key(view: Page) -> str:
 def _panel(view: Page, axis: Axis) -> str:
     marks = [view.mark(row, [(row.trial.values[axis.key], row.objective)]) for row in view.ranked]
     profiles = [(values, points) for values, points in _profiles(view, axis) if len(points) > 1]
-    names = [", ".join(map(shown, values.values())) for values, _ in profiles]
-    named = len(names) <= MOST_NAMED and max(map(len, names), default=0) <= LONGEST_NAME
+    names = [", ".join(map(format_value, values.values())) for values, _ in profiles]
+    label_values = len(names) <= MOST_NAMED and max(map(len, names), default=0) <= LONGEST_NAME
     links = [
-        Mark(name * named, "link", str(values), points) for name, (values, points) in zip(names, profiles, strict=True)
+        Mark(name * label_values, "link", str(values), points)
+        for name, (values, points) in zip(names, profiles, strict=True)
     ]
     axes, titles = (view.scale(axis), view.objectives), (axis.key, view.sweep.objective)
     return charts.dots(marks, links, axes=axes, titles=titles)

@@ -83,10 +83,10 @@ class Sweep:
                     return trial
             if not all(self._is_over(trial, place) for trial, place in zip(self.trials, stopped, strict=True)):
                 return None
-            stage = next(self._stages, None)
-            self.done = stage is None
-            self.trials += stage or []
-            self.histories |= {trial.name: read_history(trial) for trial in stage or []}
+            test_cluster = next(self._stages, None)
+            self.done = test_cluster is None
+            self.trials += test_cluster or []
+            self.histories |= {trial.name: read_history(trial) for trial in test_cluster or []}
         return None
 
     def tell(self, name: str, record: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from raycluster.config.errors import Mistake, shown
+from raycluster.config.errors import ConfigError, format_value
 from raycluster.config.registry import did_you_mean
 from raycluster.seeding import generator
 from raycluster.types import UserError
@@ -63,71 +63,75 @@ def one_by_one(axes: Sequence[Axis]) -> list[Values]:
 
 def read_space(search: Mapping[str, Any], *, grid: bool) -> list[Axis]:
     """The axes of a `search` section. grid: ranges need steps. Raises UserError with all mistakes at once."""
-    axes, mistakes = [], []
+    axes, config_errors = [], []
     for key, values in search.items():
         found = _axis(f"search.{key}", key, values)
         if isinstance(found, Axis) and grid and not found.values:
-            example = f"{{{next(iter(values))}: {shown(next(iter(values.values())))}, steps: 5}}"
-            found = Mistake(f"search.{key}", shown(values), "values that a grid can try", f"write {example}")
+            example = f"{{{next(iter(values))}: {format_value(next(iter(values.values())))}, steps: 5}}"
+            found = ConfigError(f"search.{key}", format_value(values), "values that a grid can try", f"write {example}")
         if isinstance(found, Axis):
             axes.append(found)
         else:
-            mistakes.append(found)
+            config_errors.append(found)
     if not search:
-        mistakes.append(Mistake("search", "nothing", f"at least one key with {EXAMPLE}"))
-    if mistakes:
-        raise UserError(told(mistakes))
+        config_errors.append(ConfigError("search", "nothing", f"at least one key with {EXAMPLE}"))
+    if config_errors:
+        raise UserError(told(config_errors))
     return axes
 
 
-def told(mistakes: Sequence[Mistake | str]) -> str:
+def told(config_errors: Sequence[ConfigError | str]) -> str:
     """All mistakes of a search space as one message."""
-    lines = "\n".join(f"  {mistake}" for mistake in mistakes)
-    return f"the search space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n{lines}"
+    lines = "\n".join(f"  {config_error}" for config_error in config_errors)
+    return f"the search space has {len(config_errors)} mistake{'s' * (len(config_errors) > 1)}\n{lines}"
 
 
-def _axis(path: str, key: str, values: Any) -> Axis | Mistake:
+def _axis(path: str, key: str, values: Any) -> Axis | ConfigError:
     if isinstance(values, list):
         return _list_axis(path, key, values)
     if not isinstance(values, dict):
-        return Mistake(path, shown(values), EXAMPLE)
+        return ConfigError(path, format_value(values), EXAMPLE)
     kinds = [kind for kind in RANGES if kind in values]
     unknown = [str(name) for name in values if name not in (*RANGES, "steps")]
     if len(kinds) != 1 or unknown:
         hint = did_you_mean(unknown[0], [*RANGES, "steps"]).removeprefix("; ") if unknown else ""
-        return Mistake(path, shown(values), f"one of {', '.join(RANGES)}, and steps where wanted", hint)
+        return ConfigError(path, format_value(values), f"one of {', '.join(RANGES)}, and steps where wanted", hint)
     return _range_axis(path, key, kinds[0], values)
 
 
-def _list_axis(path: str, key: str, values: list[Any]) -> Axis | Mistake:
+def _list_axis(path: str, key: str, values: list[Any]) -> Axis | ConfigError:
     if len(values) < 2:
-        seen = shown(values)
-        return Mistake(path, seen, "at least two values to choose from", f"set {key} itself" if values else "add some")
+        seen = format_value(values)
+        return ConfigError(
+            path, seen, "at least two values to choose from", f"set {key} itself" if values else "add some"
+        )
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
-        return Mistake(path, shown(values), "each value once", f"{shown(repeated[0])} is there twice")
+        return ConfigError(path, format_value(values), "each value once", f"{format_value(repeated[0])} is there twice")
     axis = Axis(key, tuple(values))
     log = axis.numeric and min(values) > 0 and max(values) >= _LOG_FACTOR * min(values)
     return Axis(key, tuple(values), log=log)
 
 
-def _range_axis(path: str, key: str, kind: str, values: dict[str, Any]) -> Axis | Mistake:
+def _range_axis(path: str, key: str, kind: str, values: dict[str, Any]) -> Axis | ConfigError:
     log, integer = kind.startswith("log_"), kind.endswith("int")
     bounds, steps = values[kind], values.get("steps")
     numbers = (int,) if integer else (int, float)
     good = isinstance(bounds, list) and len(bounds) == 2
     if not good or not all(isinstance(end, numbers) and not isinstance(end, bool) for end in bounds):
-        return Mistake(path, shown(bounds), f"[low, high], two {'whole ' * integer}numbers")
+        return ConfigError(path, format_value(bounds), f"[low, high], two {'whole ' * integer}numbers")
     low, high = bounds
     if low >= high:
-        return Mistake(path, shown(bounds), "low < high", f"write [{high}, {low}]" if low > high else "")
+        return ConfigError(path, format_value(bounds), "low < high", f"write [{high}, {low}]" if low > high else "")
     if log and low <= 0:
-        return Mistake(path, shown(bounds), "low > 0 on a logarithmic scale", f"or use {kind.removeprefix('log_')}")
+        return ConfigError(
+            path, format_value(bounds), "low > 0 on a logarithmic scale", f"or use {kind.removeprefix('log_')}"
+        )
     axis = Axis(key, (), low, high, integer, log)
     if steps is None:
         return axis
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-        return Mistake(f"{path}.steps", shown(steps), "a whole number, 2 or more")
+        return ConfigError(f"{path}.steps", format_value(steps), "a whole number, 2 or more")
     return Axis(key, _stepped(axis, steps), log=log)
 
 

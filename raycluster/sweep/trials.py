@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from raycluster.config import dump, from_tree
-from raycluster.config.errors import plain, shown
+from raycluster.config.errors import format_value, plain
 from raycluster.data.manifest import DataSettings
 from raycluster.io import storage
 from raycluster.run.directory import read_report, write_config
@@ -71,7 +71,7 @@ def make_trial(sweep: SweepConfig, number: int, values: Values, seed: int) -> Tr
     tree["run"]["dir"] = storage.join(sweep.run.dir, "trials", f"{number:03d}{repeated}")
     tree["seed"] = seed
     tree["evaluation"]["every_rounds"] = max(1, sweep.evaluation.every_rounds)
-    told_as = ", ".join(f"{key}={shown(value)}" for key, value in values.items())
+    told_as = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
     return Trial(number, values, seed, from_tree(Config, tree, source=told_as))
 
 
@@ -92,13 +92,13 @@ def check_space(sweep: SweepConfig) -> tuple[list[Axis], list[Values]]:
     axes = read_space(sweep.search, grid=sweep.sweep.strategy == "grid")
     useless = _without_effect(axes)
     others = [axis for axis in axes if axis.key not in useless]
-    mistakes = [*useless.values(), *_invalid(sweep, one_by_one(others))]
-    if not mistakes:
+    config_errors = [*useless.values(), *_invalid(sweep, one_by_one(others))]
+    if not config_errors:
         combinations = _planned(sweep, axes)
-        ends = [{axis.key: axis.examples()[end] for axis in axes} for end in (0, -1)]
-        mistakes = _invalid(sweep, combinations or ends) or _alike(sweep, axes)
-    if mistakes:
-        raise UserError(told(mistakes))
+        stop_requests = [{axis.key: axis.examples()[end] for axis in axes} for end in (0, -1)]
+        config_errors = _invalid(sweep, combinations or stop_requests) or _alike(sweep, axes)
+    if config_errors:
+        raise UserError(told(config_errors))
     return axes, combinations
 
 
@@ -142,7 +142,7 @@ def _alike(sweep: SweepConfig, axes: Sequence[Axis]) -> list[str]:
         for value in axis.examples():
             behaviour = _behaviour(make_trial(sweep, 0, {**first, axis.key: value}, sweep.seed).config)
             if behaviour in seen:
-                told_as = f"{shown(seen[behaviour])} and {shown(value)} have the same effect; drop one"
+                told_as = f"{format_value(seen[behaviour])} and {format_value(value)} have the same effect; drop one"
                 found.append(f"search.{axis.key}: {told_as}")
             seen[behaviour] = value
     return found

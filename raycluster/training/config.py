@@ -50,7 +50,7 @@ class TrainingSettings:
         return self.global_batch // self.microbatch
 
     @property
-    def further_heads(self) -> tuple[int, ...]:
+    def auxiliary_heads(self) -> tuple[int, ...]:
         """Sizes of the heads that learn something else than labels; they come after the others."""
         return (TURNS,) if self.rotation else ()
 

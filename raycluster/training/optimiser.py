@@ -66,7 +66,7 @@ class Optimisers:
             optimiser.param_groups[0]["lr"] = lr * factor
             optimiser.step()
 
-    def in_range(self, gradients: Tensor) -> bool:
+    def check_overflow(self, gradients: Tensor) -> bool:
         """Whether scaled gradients fit fp16 (else leave the step out); adapts the scale for the next step."""
         if self.settings.precision != "fp16":
             return True

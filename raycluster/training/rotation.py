@@ -14,7 +14,7 @@ from raycluster.training.objective import cross_entropy
 TURNS = 4
 
 
-def turned(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rotate_batch(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each row, then its copies turned by 90, 180 and 270 degrees anticlockwise; one more row of labels.
 
     images: (n, s, s, 3). labels: (heads, n). weights: (n,). Returns (4n, s, s, 3), (heads + 1, 4n), (4n,). Only the
@@ -27,9 +27,9 @@ def turned(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Ten
     return copies, torch.cat((upright.flatten(1), turns.flatten()[None])), weights.repeat_interleave(TURNS)
 
 
-def with_rotation(logits: Sequence[Tensor], labels: Tensor, weights: Tensor) -> Tensor:
+def rotation_loss(logits: Sequence[Tensor], labels: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy, mean over the heads but the last and over upright copies, plus that of the last over all copies.
 
-    Arguments as `turned` made them; returns (4n,), whose mean is the loss.
+    Arguments as `rotate_batch` made them; returns (4n,), whose mean is the loss.
     """
     return TURNS * cross_entropy(logits[:-1], labels[:-1], weights) + cross_entropy(logits[-1:], labels[-1:], weights)

@@ -20,7 +20,7 @@ from raycluster.training.determinism import reproducible
 from raycluster.training.gradient_buffer import FixedPoint, Sums
 from raycluster.training.objective import Loss, cross_entropy
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.rotation import turned, with_rotation
+from raycluster.training.rotation import rotate_batch, rotation_loss
 from raycluster.types import UserError
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,7 +64,7 @@ class Network(nn.Module):
         return logits
 
 
-def alone(tensor: Tensor) -> None:
+def no_reduce(tensor: Tensor) -> None:
     """The sum over all workers, in place, for the only worker."""
 
 
@@ -72,7 +72,7 @@ class Step:
     """Makes optimiser steps of one network; make a new one when its heads are replaced.
 
     network: a Network, or one wrapped in DistributedDataParallel (fast mode only), which then averages the gradients;
-    unwrapped, `add` sums them. add: replaces a tensor by its sum over all workers, in place. loss: of each row, None
+    unwrapped, `all_reduce` sums them. all_reduce: replaces a tensor by its sum over all workers, in place. loss: of each row, None
     for the one that the settings ask for.
     """
 
@@ -82,12 +82,12 @@ class Step:
         optimisers: Optimisers,
         settings: TrainingSettings,
         *,
-        add: Callable[[Tensor], None] = alone,
+        all_reduce: Callable[[Tensor], None] = no_reduce,
         loss: Loss | None = None,
     ) -> None:
         self._network, self._optimisers, self._settings = network, optimisers, settings
-        self._add = add
-        self._loss = loss or (with_rotation if settings.rotation else cross_entropy)
+        self._all_reduce = all_reduce
+        self._loss = loss or (rotation_loss if settings.rotation else cross_entropy)
         self._wrapped = network if isinstance(network, DistributedDataParallel) else None
         if self._wrapped is not None and settings.mode == "exact":
             raise ValueError("exact mode adds gradients as integers: pass the network unwrapped")
@@ -137,7 +137,7 @@ class Step:
             )
         )
         if self._settings.rotation:
-            images, labels, weights = turned(images, labels, weights)
+            images, labels, weights = rotate_batch(images, labels, weights)
         for dropout in self._dropouts:
             dropout.seeds = [microbatch.seed for microbatch in microbatches]
         precision = _PRECISION[self._settings.precision]
@@ -152,13 +152,13 @@ class Step:
     def _reduce(self) -> None:
         """Turn own sums into means over the microbatches of all workers."""
         if self._fixed is not None:
-            self._add(self._fixed.total)
+            self._all_reduce(self._fixed.total)
             self._fixed.mean_into(self._sums)
             return
         if self._wrapped is None:
-            self._add(self._sums.values)
+            self._all_reduce(self._sums.values)
         else:
-            self._add(self._sums.others)
+            self._all_reduce(self._sums.others)
             self._sums.gradients.mul_(self._wrapped.process_group.size())
         self._sums.values.mul_(1 / self._settings.num_microbatches)
 
@@ -169,7 +169,7 @@ class Step:
                 f"training diverged: at epoch {epoch:.2f} the loss is {loss}. "
                 f"Lower training.lr (now {self._settings.lr}), or set training.warmup_epochs"
             )
-        applied = self._optimisers.in_range(self._sums.gradients)
+        applied = self._optimisers.check_overflow(self._sums.gradients)
         if applied:
             self._sums.gradients.mul_(1 / self._optimisers.loss_scale)
             for norm, statistics in zip(self._norms, self._sums.statistics, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from raycluster.clustering.search import int8_cuda, int8_torch, triton_kernel
-from raycluster.clustering.search.centroids import Target, prepare, round_rows
+from raycluster.clustering.search.centroids import PreparedCentroids, prepare, quantize_rows
 from raycluster.clustering.search.float32 import float_search
 from raycluster.clustering.search.triton_kernel import highest, pack_centroids, pack_rows
 from tests.clustering.nasty import KINDS, naive, problem
@@ -32,8 +32,8 @@ def _problem(num_rows: int, num_centroids: int, dim: int, kind: str = "none") ->
     return problem(np.random.default_rng(num_rows + dim), num_rows, num_centroids, dim, kind)
 
 
-def _labels(values: np.ndarray, target: Target) -> np.ndarray:
-    search, size = int8_cuda.gpu_search(target, WHERE)
+def _labels(values: np.ndarray, prepared: PreparedCentroids) -> np.ndarray:
+    search, size = int8_cuda.gpu_search(prepared, WHERE)
     assert size >= len(values)
     return search(values)
 
@@ -41,25 +41,25 @@ def _labels(values: np.ndarray, target: Target) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_labels_are_those_of_float64(shape: tuple[int, int, int]) -> None:
     values, centroids = _problem(*shape)
-    target = prepare(centroids)
-    assert int8_cuda.can_search(target, WHERE) == (len(centroids) > 1)  # one is its own mean, too short to be rounded
-    assert np.array_equal(_labels(values, target), naive(values, centroids))
+    prepared = prepare(centroids)
+    assert int8_cuda.can_search(prepared, WHERE) == (len(centroids) > 1)  # one is its own mean, too short to be rounded
+    assert np.array_equal(_labels(values, prepared), naive(values, centroids))
 
 
 @pytest.mark.parametrize("nasty", KINDS)
 def test_nasty_rows_and_centroids(nasty: str) -> None:
     values, centroids = _problem(140, 600 if nasty == "same" else 70, 24, nasty)
-    target = prepare(centroids)
-    assert int8_cuda.can_search(target, WHERE)
-    assert np.array_equal(_labels(values, target), naive(values, centroids))
+    prepared = prepare(centroids)
+    assert int8_cuda.can_search(prepared, WHERE)
+    assert np.array_equal(_labels(values, prepared), naive(values, centroids))
 
 
 def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
     for nasty, few in ("none", True), ("same", False):
         values, centroids = _problem(140, 600, 24, nasty)
-        target, rows = prepare(centroids), torch.tensor(values - centroids.mean(axis=0), device=WHERE)
-        held = int8_cuda._hold(target, WHERE)
-        pairs = int8_cuda._candidates(held, rows, round_rows(rows), target)
+        prepared, rows = prepare(centroids), torch.tensor(values - centroids.mean(axis=0), device=WHERE)
+        held = int8_cuda._hold(prepared, WHERE)
+        pairs = int8_cuda._candidates(held, rows, quantize_rows(rows), prepared)
         assert (pairs is not None) == few
         if pairs is not None:
             assert pairs.rows.unique().tolist() == list(range(140)) and len(pairs.rows) < 150
@@ -73,8 +73,8 @@ def test_rows_in_any_layout() -> None:
 def test_rows_whose_squares_leave_float32() -> None:
     values, centroids = _problem(140, 70, 24)
     values[3] *= np.float32(1e20)
-    target = prepare(centroids)
-    assert np.array_equal(_labels(values, target), float_search(target)[0](values))
+    prepared = prepare(centroids)
+    assert np.array_equal(_labels(values, prepared), float_search(prepared)[0](values))
 
 
 def test_pairs_are_gathered_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +90,11 @@ def test_highest_upper_ends_of_groups(
 ) -> None:
     monkeypatch.setattr(triton_kernel, "_PROGRAMS", programs)
     values, centroids = _problem(*shape)
-    target = prepare(centroids)
-    rows = torch.from_numpy(values - target.centre)
-    rounded = round_rows(rows)
-    moved = [type(one)(*(part.to(WHERE) for part in one)) for one in (rounded, target.rounded)]
-    found = highest(pack_rows(moved[0]), pack_centroids(moved[1], target.offsets.to(WHERE))).cpu()
+    prepared = prepare(centroids)
+    rows = torch.from_numpy(values - prepared.centre)
+    quantized = quantize_rows(rows)
+    moved = [type(one)(*(part.to(WHERE) for part in one)) for one in (quantized, prepared.quantized)]
+    found = highest(pack_rows(moved[0]), pack_centroids(moved[1], prepared.offsets.to(WHERE))).cpu()
     num_groups = -(-len(centroids) // 16)
     assert found[:, num_groups:].isneginf().all()
     found = found[: len(values), :num_groups]
@@ -103,10 +103,10 @@ def test_highest_upper_ends_of_groups(
         whole = pad(scores[:, : len(centroids)], (0, -len(centroids) % 16), value=-torch.inf)
         return whole.view(len(values), num_groups, 16).amax(dim=2)
 
-    exact = rows.double() @ target.centred.double().T - target.centred.double().square().sum(dim=1) / 2
+    exact = rows.double() @ prepared.centred.double().T - prepared.centred.double().square().sum(dim=1) / 2
     assert (found >= of_groups(exact)).all()
-    ends = of_groups(int8_torch._upper_ends(rounded, target))
-    size = 1e-6 * target.reach * (rounded.norms[:, None] + target.reach)
-    assert (found <= ends + size).all()  # which takes the largest errors of all rows, the kernel those of 128
+    upper_bounds = of_groups(int8_torch._upper_ends(quantized, prepared))
+    size = 1e-6 * prepared.max_norm * (quantized.norms[:, None] + prepared.max_norm)
+    assert (found <= upper_bounds + size).all()  # which takes the largest errors of all rows, the kernel those of 128
     if len(values) <= 128:
-        assert (found >= ends - size).all()
+        assert (found >= upper_bounds - size).all()

@@ -9,8 +9,8 @@ KINDS = ["none", "copies", "near", "constant", "whole", "outlier", "far", "lengt
 
 def naive(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The nearest centroid of every row, by float64 distances."""
-    apart = values.astype(np.float64)[:, None] - centroids.astype(np.float64)[None]
-    labels: np.ndarray = np.square(apart).sum(axis=2).argmin(axis=1)
+    distance = values.astype(np.float64)[:, None] - centroids.astype(np.float64)[None]
+    labels: np.ndarray = np.square(distance).sum(axis=2).argmin(axis=1)
     return labels
 
 

@@ -15,7 +15,7 @@ from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.search.assign import Engine, nearest
 from raycluster.clustering.search.centroids import prepare
-from raycluster.features.matrix import Extent, LocalFeatures
+from raycluster.features.matrix import FeatureStats, LocalFeatures
 from raycluster.types import Block, UserError
 
 LINE = np.array([[0], [1], [2], [9], [10], [11], [20]], np.float32)
@@ -215,7 +215,7 @@ def test_ids_and_sums_of_more_rows_than_32_bits_count() -> None:
     )
     for num_rows in (1, 2**31, 2**33):
         high = np.array([3.0], np.float32)
-        scale = sum_scale(Extent(num_rows, -high, high))
+        scale = sum_scale(FeatureStats(num_rows, -high, high))
         assert num_rows * round(3.0 * scale) < 2**63 and scale >= 2.0**20
 
 
@@ -294,13 +294,13 @@ def test_a_few_clusters_at_a_time_give_the_same_bits(
         return kmeans(features, 60, init=init, iterations=8, engine=engine)
 
     wanted = found()
-    features.room = 7 * 8 * values.shape[1]
+    features.memory_budget = 7 * 8 * values.shape[1]
     assert len(fixed_point.spans(60, features)) == 9
     assert _same(found(), wanted)
-    recall, rng = row_cache.recall, np.random.default_rng(0)
+    get, rng = row_cache.get, np.random.default_rng(0)
 
     def forgetful(clustering: str, samples: np.ndarray) -> Any:
-        kept = recall(clustering, samples)
+        kept = get(clustering, samples)
         lost = rng.integers(3)
         return None if kept is None or lost == 0 else kept if lost == 1 else (kept[0] - 2, kept[1][::-1])
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycluster.clustering.kmeans.lloyd import Progress, State, kmeans
+from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState, kmeans
 from raycluster.clustering.search.assign import Engine, nearest
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
@@ -64,9 +64,9 @@ def _lloyd(values: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[
     """Inertia before each step; and whether a cluster was ever empty, from where on nothing can be compared."""
     rows, centroids, inertia = values.astype(np.float64), centroids.astype(np.float64), []
     for _ in range(iterations):
-        apart = np.square(rows[:, None] - centroids[None]).sum(axis=2)
-        labels = apart.argmin(axis=1)
-        inertia.append(float(apart.min(axis=1).sum()))
+        distance = np.square(rows[:, None] - centroids[None]).sum(axis=2)
+        labels = distance.argmin(axis=1)
+        inertia.append(float(distance.min(axis=1).sum()))
         if len(np.unique(labels)) < len(centroids):
             return inertia, True
         means = [rows[labels == cluster].mean(axis=0) for cluster in range(len(centroids))]
@@ -128,9 +128,9 @@ def test_going_on_from_any_step_changes_nothing(
     values, num_clusters, seed = problem
     if len(np.unique(values.astype(np.float32) + np.float32(0), axis=0)) < num_clusters:
         return
-    states: list[State] = []
+    states: list[LloydState] = []
 
-    def remember(progress: Progress) -> None:
+    def remember(progress: LloydProgress) -> None:
         states.append(progress.state)
 
     whole = kmeans(_blocks(values, 2, 0), num_clusters, iterations=iterations, seed=seed, report=remember)

@@ -13,7 +13,7 @@ import raycluster
 from raycluster.clustering.sinkhorn import api as module
 from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
 from raycluster.clustering.sinkhorn.rounding import whole_sizes
-from raycluster.io.embeddings import as_features
+from raycluster.features.arrays import as_features
 from raycluster.types import UserError
 
 SIX = np.array(
@@ -68,8 +68,8 @@ def test_six_samples(sharpness: float, cost: float, labels: list[int]) -> None:
 
 def test_six_samples_are_the_optimum_of_the_linear_programme() -> None:
     rows, columns = np.kron(np.eye(6), np.ones(3)), np.kron(np.ones(6), np.eye(3))
-    target = np.concatenate([np.full(6, 1 / 6), np.full(3, 1 / 3)])
-    best = linprog(-np.log(SIX).ravel(), A_eq=np.vstack([rows, columns]), b_eq=target)
+    prepared = np.concatenate([np.full(6, 1 / 6), np.full(3, 1 / 3)])
+    best = linprog(-np.log(SIX).ravel(), A_eq=np.vstack([rows, columns]), b_eq=prepared)
     assert raycluster.sinkhorn(np.log(SIX), rounding="exact").costs == pytest.approx([best.fun], abs=1e-6)
 
 

@@ -14,7 +14,7 @@ import torch
 from raycluster.clustering import row_cache
 from raycluster.clustering.sinkhorn import native, reference
 from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
-from raycluster.clustering.sinkhorn.sparse import Classifier, Place, pack
+from raycluster.clustering.sinkhorn.sparse import CandidateWindow, Classifier, pack
 from raycluster.features.matrix import LocalFeatures, add
 from raycluster.types import Block
 
@@ -112,7 +112,7 @@ def test_both_engines_find_the_same_candidates_plan_and_sums(dim: int) -> None:
     values = rng.standard_normal((101, dim)).astype(np.float32)
     head = pack(rng.standard_normal((130, dim)).astype(np.float32) / np.sqrt(dim), rng.standard_normal(130))
     scaling = np.where(np.arange(130) == 7, -np.inf, rng.standard_normal(130))
-    place, shift = Place(9.0, scaling, 21.5), rng.standard_normal(130)
+    place, shift = CandidateWindow(9.0, scaling, 21.5), rng.standard_normal(130)
     ours, theirs = (engine.candidates(values, head, place) for engine in (native, reference))
     assert np.array_equal(ours.first, theirs.first) and np.array_equal(ours.cluster, theirs.cluster)
     for name in ("score", "top", "norm"):
@@ -133,7 +133,7 @@ def test_both_engines_find_the_same_candidates_plan_and_sums(dim: int) -> None:
 def test_the_product_is_the_derivative_of_the_marginals(engine: str) -> None:
     rng = np.random.default_rng(4)
     logits, shift, vector = rng.standard_normal((50, 11)), rng.standard_normal(11), rng.uniform(-1, 1, 11)
-    found = native.candidates(logits, Classifier(None, np.zeros(11, np.float32)), Place(2, np.zeros(11), 99))
+    found = native.candidates(logits, Classifier(None, np.zeros(11, np.float32)), CandidateWindow(2, np.zeros(11), 99))
 
     def sums(step: float) -> np.ndarray:
         plan = native.plan(found, shift + step * vector, 40, 1.0)

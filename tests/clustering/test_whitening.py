@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raycluster.clustering import whitening
 from raycluster.clustering.whitening import _covariance, fit_whitening, whiten
-from raycluster.features.matrix import Extent, LocalFeatures, extent
+from raycluster.features.matrix import FeatureStats, LocalFeatures, feature_stats
 from raycluster.types import Block, UserError
 
 
@@ -136,7 +136,7 @@ def test_half_precision_is_read_exactly() -> None:
 def test_covariance_of_extreme_values_is_exact() -> None:
     values = np.tile(np.array([[-3.0, 5.0], [3.0, -5.0]], np.float32), (20_000, 1))
     features = _features(values)
-    mean, covariance, _ = _covariance(features, extent(features))
+    mean, covariance, _ = _covariance(features, feature_stats(features))
     assert mean.tolist() == [0, 0]
     assert covariance.tolist() == [[9, -15], [-15, 25]]
 
@@ -151,7 +151,7 @@ def test_wide_features_are_multiplied_in_stripes(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("num_rows", [10**3, 10**6, 10**8, 10**10])
 def test_sums_of_products_cannot_overflow(num_rows: int) -> None:
-    centre, step = whitening._grid(Extent(num_rows, np.array([-1], np.float32), np.array([3], np.float32)))
+    centre, step = whitening._grid(FeatureStats(num_rows, np.array([-1], np.float32), np.array([3], np.float32)))
     assert centre == 1
     assert num_rows * int(2 / step[0]) ** 2 < 2**63
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycluster.data.decode import BrokenImage, decode, opened, rgb, shrunk
+from raycluster.data.decode import BrokenImage, decode, opened, rgb, set_jpeg_scale
 
 LARGE = 10_000_000
 
@@ -146,7 +146,7 @@ def test_a_jpeg_decodes_itself_smaller_only_if_nothing_is_lost(draw, encode) -> 
         ((100, 100, 300, 299), (100, 100), (640, 480)),
     ):
         image = opened(data, max_pixels=LARGE)
-        scaled = shrunk(image, box, size)
+        scaled = set_jpeg_scale(image, box, size)
         small = rgb(image)
         assert small.size == expected
         assert np.allclose(np.array(scaled) / expected[0], np.array(box) / 640)
@@ -156,7 +156,7 @@ def test_a_jpeg_decodes_itself_smaller_only_if_nothing_is_lost(draw, encode) -> 
 
 def test_what_cannot_be_decoded_smaller_stays_as_it_is(draw, encode) -> None:
     image = opened(encode(draw(480, 640), "PNG"), max_pixels=LARGE)
-    assert shrunk(image, (0, 0, 640, 480), (10, 10)) == (0, 0, 640, 480)
+    assert set_jpeg_scale(image, (0, 0, 640, 480), (10, 10)) == (0, 0, 640, 480)
     assert rgb(image).size == (640, 480)
 
 

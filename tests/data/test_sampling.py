@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.data.sampling import once, uniform_over_clusters, whole_batches
+from raycluster.data.sampling import one_visit_each, uniform_over_clusters, whole_batches
 from raycluster.types import UserError
 
 labels_of_samples = st.lists(st.integers(-2, 6), min_size=1, max_size=60).filter(lambda some: max(some) >= 0)
@@ -61,7 +61,7 @@ def test_samples_keep_their_labels_under_any_numbering(labels: list[int], order)
 def test_once_visits_all_and_tops_up(labels: list[int], extra: int, seed: int) -> None:
     known = np.array(labels)
     included = known >= 0
-    counts = once(known, int(included.sum()) + extra, rng(seed))
+    counts = one_visit_each(known, int(included.sum()) + extra, rng(seed))
     assert counts.sum() == included.sum() + extra
     assert (counts[~included] == 0).all()
     assert counts[included].min() >= 1
@@ -76,4 +76,4 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="none of 3 samples has a label"):
         uniform_over_clusters(np.array([-1, -1, -1]), 8, rng())
     with pytest.raises(ValueError, match="2 rows cannot visit each of 3"):
-        once(np.zeros(3, int), 2, rng())
+        one_visit_each(np.zeros(3, int), 2, rng())

@@ -58,7 +58,7 @@ def test_the_centre_is_what_torchvision_takes(draw) -> None:
 
 def test_the_whole_image_scaled_is_what_torchvision_makes(draw) -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
-    for side, size, filtered, apart in ((70, 32, True, 0), (20, 32, False, 1), (60, 32, False, 1)):
+    for side, size, filtered, distance in ((70, 32, True, 0), (20, 32, False, 1), (60, 32, False, 1)):
         image = Image.fromarray(draw(side, side))
         ours = apply(image, View(size=size, crop_scale=(1, 1), crop_ratio=(1, 1)), np.random.default_rng(0))
         if filtered:  # Pillow's filter
@@ -66,7 +66,7 @@ def test_the_whole_image_scaled_is_what_torchvision_makes(draw) -> None:
         else:  # plain bilinear interpolation
             tensor = functional.pil_to_tensor(image)
             theirs = functional.resize(tensor, [size, size], antialias=False).permute(1, 2, 0).numpy()
-        assert np.abs(ours.astype(int) - theirs).max() <= apart
+        assert np.abs(ours.astype(int) - theirs).max() <= distance
 
 
 @pytest.mark.parametrize("factors", [(0.6, 1, 1, 0), (1.7, 1, 1, 0), (1, 0.3, 1, 0), (1, 1.4, 1, 0), (1, 1, 0, 0)])

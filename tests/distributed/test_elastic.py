@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chaos.rig import Play, act, scene_of, undisturbed
-from chaos.stage import Stage, kill
+from chaos.cluster import TestCluster, kill
+from chaos.rig import Scenario, act, scene_of, undisturbed
 
 from raycluster.distributed.train.trainer import fit
 from raycluster.monitoring.status import Status, read_status
@@ -26,9 +26,9 @@ NEVER_IN_A_ROUND = ("run.checkpoint_minutes=60",)
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with Stage() as stage:
-        yield stage
+def test_cluster() -> Iterator[TestCluster]:
+    with TestCluster() as test_cluster:
+        yield test_cluster
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_dir
 
 
-def test_machines_and_workers_go_and_come(stage: Stage, reference: str, tmp_path: Path) -> None:
+def test_machines_and_workers_go_and_come(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
     faults = ("training worker killed while clustering", "node removed while training", "node added")
-    play = Play(faults, NEVER_IN_A_ROUND)
-    outcomes = act(play, scene_of(play, stage, tmp_path, seed=0), reference)
+    scenario = Scenario(faults, NEVER_IN_A_ROUND)
+    outcomes = act(scenario, scene_of(scenario, test_cluster, tmp_path, seed=0), reference)
     assert {outcome.result for outcome in outcomes} == {"identical"}, outcomes
     assert outcomes[2].repeated == 0, "growth waits for a checkpoint"
     status = read_status(str(tmp_path / "run"))

@@ -32,11 +32,15 @@ def plan() -> list[Chunk]:
     shards = build_manifest(SETTINGS).shards
     counts = np.ones(1797, np.int64)
     counts[: 1920 - 1797] += 1
-    return plan_epoch(counts, shards, lanes=4, microbatch=16, seed=0, epoch=1, window_shards=2)
+    return plan_epoch(counts, shards, streams=4, microbatch=16, seed=0, epoch=1, window_shards=2)
 
 
-def lanes_of(blocks: Iterator[ImageBlock], lanes: list[int]) -> list[bytes]:
-    return [rows[lane][0].tobytes() + rows[lane][1].tobytes() for rows in steps(blocks, lanes, 16) for lane in lanes]
+def lanes_of(blocks: Iterator[ImageBlock], streams: list[int]) -> list[bytes]:
+    return [
+        rows[stream][0].tobytes() + rows[stream][1].tobytes()
+        for rows in steps(blocks, streams, 16)
+        for stream in streams
+    ]
 
 
 def test_same_as_loading_one_after_the_other(ray_cluster: None, load: partial[Iterator[ImageBlock]]) -> None:
@@ -50,9 +54,9 @@ def test_workers_that_share_lanes_and_start_in_the_middle(
 ) -> None:
     whole = lanes_of(stream(plan(), load), [0, 1, 2, 3])
     rest = from_step(plan(), 11, 16)
-    for lanes in ([0, 2], [1], [3]):
-        part = lanes_of(stream([chunk for chunk in rest if chunk.lane in lanes], load), lanes)
-        expected = [whole[step * 4 + lane] for step in range(11, 30) for lane in lanes]
+    for streams in ([0, 2], [1], [3]):
+        part = lanes_of(stream([chunk for chunk in rest if chunk.stream in streams], load), streams)
+        expected = [whole[step * 4 + stream] for step in range(11, 30) for stream in streams]
         assert part == expected
 
 

@@ -10,9 +10,9 @@ import torch
 
 from raycluster.distributed.train.trainer import fit
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
-from raycluster.runtime.workers import LocalWorkers
 from raycluster.types import UserError
 
 pytestmark = pytest.mark.ray

@@ -17,13 +17,13 @@ import torch
 import yaml
 
 from raycluster.config import dump, load, parse
+from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.transforms import View
-from raycluster.features.extraction import Descriptor, Pictures, extract
+from raycluster.features.extraction import FeatureSpec, extract
 from raycluster.run.checkpoint import load_newest
-from raycluster.run.directory import open_pictures
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config, fresh_network
-from raycluster.runtime.workers import LocalWorkers
 from raycluster.sweep.config import SweepConfig
 from raycluster.types import UserError
 
@@ -144,32 +144,32 @@ def test_killed_and_run_again_equals_undisturbed(
 def test_first_features_and_pictures_are_made_once(ray_cluster: None, make: Make, tmp_path: Path) -> None:
     import ray
 
-    from raycluster.distributed.features.trial_cache import SharedPictures, SharingWorkers, start_shelf
+    from raycluster.distributed.features.trial_cache import SharedImages, SharingWorkers, start_feature_cache
 
     config = make(tmp_path)
     uri = str(tmp_path / "manifest.parquet")
-    pictures = open_pictures(config.data, uri, LocalWorkers(), 0)
+    pictures = open_dataset(config.data, uri, LocalWorkers(), 0)
     backbone = fresh_network(config, torch.device("cpu")).backbone  # type: ignore[arg-type]
-    shelf, shared = start_shelf(), SharedPictures()
+    feature_cache, shared = start_feature_cache(), SharedImages()
     shared.add(uri, config.data, 16)
 
-    def features(workers: LocalWorkers, version: str, images: Pictures = pictures) -> Any:
+    def features(workers: LocalWorkers, version: str, images: ImageDataset = pictures) -> Any:
         shards = range(len(images.manifest.shards))
-        descriptor = Descriptor(View(size=16), "conv3", "pooled")
-        list(extract(backbone, images, workers, descriptor=descriptor, version=version, shards=shards))
+        feature_spec = FeatureSpec(View(size=16), "conv3", "pooled")
+        list(extract(backbone, images, workers, feature_spec=feature_spec, version=version, shards=shards))
         return workers.features(version).rows(torch.arange(1797).numpy())
 
     expected = features(LocalWorkers(), "first")
     (tmp_path / "manifest.parquet").rename(tmp_path / "away.parquet")  # from here on nothing can be read
     with pytest.raises(UserError, match="no manifest"):
         features(LocalWorkers(), "first")
-    assert (features(SharingWorkers(shared, shelf, "a", begins=True), "first") == expected).all()
-    ray.get(shelf.find.remote("a first"))
-    nothing = SharedPictures()
-    assert (features(SharingWorkers(nothing, shelf, "a", begins=True), "first") == expected).all()
+    assert (features(SharingWorkers(shared, feature_cache, "a", begins=True), "first") == expected).all()
+    ray.get(feature_cache.find.remote("a first"))
+    nothing = SharedImages()
+    assert (features(SharingWorkers(nothing, feature_cache, "a", begins=True), "first") == expected).all()
     for key, version, begins in (("b", "first", True), ("a", "second", True), ("a", "first", False)):
         with pytest.raises(UserError, match="no manifest"):
-            features(SharingWorkers(nothing, shelf, key, begins=begins), version)
+            features(SharingWorkers(nothing, feature_cache, key, begins=begins), version)
 
 
 def test_what_cannot_work_is_refused_at_once(ray_cluster: None, make: Make, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_warm_start_goes_on_from_the_scalings() -> None:
         ({"num_clusters": 3, "prior": (1, 2)}, "prior has 2 shares"),
         ({"num_clusters": 2, "prior": (0, 0)}, "prior sums to 0"),
         ({"reassign": "one"}, "no effect with a single head"),
-        ({"features": "harvested", "view": "train"}, "no effect with harvested features"),
+        ({"features": "online", "view": "train"}, "no effect with online features"),
     ],
 )
 def test_settings_without_effect_are_refused(options: dict[str, Any], says: str) -> None:

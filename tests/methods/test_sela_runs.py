@@ -15,15 +15,15 @@ from raycluster.events import Finished, Round
 from raycluster.features.extraction import Progress
 from raycluster.run.checkpoint import load_newest
 from raycluster.run.label_transfer import transfer_config
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, begin
-from raycluster.runtime.workers import LocalWorkers
-from raycluster.types import Stopped, UserError
+from raycluster.run.state import Config, validate_and_initialize
+from raycluster.types import RunStopped, UserError
 
 ROOT = Path(__file__).parents[2]
 SELA = """
 data: {uri: digits, shard_size: 300}
-views: {train: {size: 16, crop_scale: [0.5, 1.0]}, cluster: {size: 16}}
+views: {train: {size: 16, crop_scale: [0.5, 1.0]}, eval: {size: 16}}
 model: {name: smallnet, widths: [4, 8, 16]}
 method: {name: sela, num_heads: 2, num_clusters: [10, 20], schedule: steps, every: 11}
 training: {epochs: 2, global_batch: 128, microbatch: 32, mode: exact, threads: 1}
@@ -60,8 +60,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def harvested(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = sela(tmp_path_factory.mktemp("harvested"), "method.features=harvested")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = sela(tmp_path_factory.mktemp("online"), "method.features=online")
     run(config)
     return config
 
@@ -82,14 +82,14 @@ def test_labels_are_assigned_anew_inside_epochs(finished: Config) -> None:
 @pytest.mark.parametrize("asked", [8, 15, 24])
 def test_stopped_anywhere_and_resumed_equals_undisturbed(finished: Config, tmp_path: Path, asked: int) -> None:
     config = sela(tmp_path, "run.checkpoint_minutes=1e-9")
-    with pytest.raises(Stopped):
+    with pytest.raises(RunStopped):
         run(config, stop_after(asked))
     run(config)
     assert_same(config, finished)
 
 
-def test_harvested_features_survive_being_killed(harvested: Config, tmp_path: Path) -> None:
-    config = sela(tmp_path, "method.features=harvested", "run.checkpoint_minutes=1e-9")
+def test_online_features_survive_being_killed(online: Config, tmp_path: Path) -> None:
+    config = sela(tmp_path, "method.features=online", "run.checkpoint_minutes=1e-9")
     for at in ((0, 10), (1, 9)):
         rounds = 0
         for event in pretrain(config, LocalWorkers()):
@@ -97,12 +97,12 @@ def test_harvested_features_survive_being_killed(harvested: Config, tmp_path: Pa
             if isinstance(event, Progress) and event.phase == "training" and (rounds, event.done) == (at[0], at[1]):
                 break  # as if the process had died here, after the checkpoint at step 8
     run(config)
-    assert_same(config, harvested)
+    assert_same(config, online)
 
 
 def test_only_images_not_visited_yet_are_extracted(tmp_path: Path) -> None:
     """An epoch has 15 steps, so all are visited before the third reassignment, at step 22."""
-    config = sela(tmp_path, "method.features=harvested", "training.epochs=5", "run.keep_checkpoints=1")
+    config = sela(tmp_path, "method.features=online", "training.epochs=5", "run.keep_checkpoints=1")
     extracted: list[set[int]] = []
     totals: set[int] = set()
     for event in pretrain(config, LocalWorkers()):
@@ -113,7 +113,7 @@ def test_only_images_not_visited_yet_are_extracted(tmp_path: Path) -> None:
             totals = set()
     assert extracted[0] == {1797} and 0 < max(extracted[1]) < 1797
     assert extracted[2:] == [set()] * 5
-    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "harvest").iterdir())
+    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "online-features").iterdir())
     assert steps == [44, 55, 66, 75], "what the kept checkpoint may need: two epochs"
 
 
@@ -123,7 +123,7 @@ def test_only_images_not_visited_yet_are_extracted(tmp_path: Path) -> None:
         ["method.view=train", "method.views_averaged=2"],
         ["method.reassign=one", "method.warm_start=true", "method.rounding=exact"],
         ["training.rotation=true", "views.train.equalize=0.2", "views.train.sharpness=0.5"],
-        ["training.rotation=true", "method.features=harvested"],
+        ["training.rotation=true", "method.features=online"],
     ],
 )
 def test_variants_run(tmp_path: Path, overrides: list[str]) -> None:
@@ -133,8 +133,8 @@ def test_variants_run(tmp_path: Path, overrides: list[str]) -> None:
 
 
 def test_views_that_are_always_the_same_cannot_be_averaged(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"averages 2 views .* views\.cluster is always the same"):
-        begin(sela(tmp_path, "method.views_averaged=2"))
+    with pytest.raises(UserError, match=r"averages 2 views .* views\.eval is always the same"):
+        validate_and_initialize(sela(tmp_path, "method.views_averaged=2"))
 
 
 def test_smoke_configuration_improves_on_the_untrained_network(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_transfer_is_refused_where_labels_are_missing_or_of_other_images(
 
 
 @pytest.mark.ray
-def test_workers_end_with_the_bits_of_one_process(ray_cluster: None, harvested: Config, tmp_path: Path) -> None:
+def test_workers_end_with_the_bits_of_one_process(ray_cluster: None, online: Config, tmp_path: Path) -> None:
     from raycluster.distributed.train.trainer import fit
 
-    config = sela(tmp_path, "method.features=harvested", "run.workers=2", "run.actors=2")
+    config = sela(tmp_path, "method.features=online", "run.workers=2", "run.actors=2")
     fit(config)
-    assert_same(config, harvested)
+    assert_same(config, online)

@@ -88,7 +88,7 @@ def test_residual_networks_are_those_of_torchvision(name: str, theirs: Any) -> N
     assert all(key.startswith("fc.") or key.endswith("num_batches_tracked") for key in missing)
     reference.fc = nn.Identity()
     images = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(ours(images), reference(ours.front(images)))
+    torch.testing.assert_close(ours(images), reference(ours.input_layer(images)))
 
 
 def test_small_stem_keeps_the_size() -> None:

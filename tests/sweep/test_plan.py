@@ -35,7 +35,7 @@ def record(trial: Trial, number: int) -> dict[str, float | str]:
     }
 
 
-def play(sweep: Sweep, seed: int, side_by_side: int = 3) -> list[str]:
+def scenario(sweep: Sweep, seed: int, side_by_side: int = 3) -> list[str]:
     """Run trials in a random interleaving; the names of those that were started, in order."""
     rng = np.random.default_rng(seed)
     running: list[tuple[Trial, int]] = []
@@ -75,7 +75,7 @@ def test_the_table_never_depends_on_who_was_faster(tiny_sweep: TinySweep, tmp_pa
     tables = []
     for seed, side_by_side in ((0, 1), (1, 4)):
         sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}", *overrides))
-        play(sweep, seed, side_by_side)
+        scenario(sweep, seed, side_by_side)
         tables.append(without_seconds(as_json(sweep)))
         assert sweep.best() is not None and "best.yaml" in summary(sweep)
     assert tables[0] == tables[1]
@@ -88,7 +88,7 @@ def test_early_stopping_saves_work_and_keeps_the_best(tiny_sweep: TinySweep, tmp
         sweep = open_sweep(
             tiny_sweep(tmp_path / kind, SEARCH, f"training.epochs={EPOCHS}", f"sweep.early_stopping={kind}")
         )
-        play(sweep, 0)
+        scenario(sweep, 0)
         spent[kind] = sum(row.worker_seconds for row in sweep.rows())
         found = sweep.best()
         assert found is not None
@@ -99,7 +99,7 @@ def test_early_stopping_saves_work_and_keeps_the_best(tiny_sweep: TinySweep, tmp
 
 def test_the_median_of_the_seeds_counts(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}", "sweep.seeds=3"))
-    play(sweep, 0)
+    scenario(sweep, 0)
     assert len(sweep.trials) == 27 and sweep.trials[1].name == "000-seed1"
     for one in sweep.combinations():
         assert one.objective == sorted(row.objective or 0 for row in one.rows)[1]
@@ -109,7 +109,7 @@ def test_with_early_stopping_only_survivors_are_repeated(tiny_sweep: TinySweep, 
     sweep = open_sweep(
         tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}", "sweep.seeds=3", "sweep.early_stopping=asha")
     )
-    play(sweep, 0)
+    scenario(sweep, 0)
     for one in sweep.combinations():
         statuses = [row.status for row in one.rows]
         assert statuses in (["stopped"], ["finished"] * 3)
@@ -139,7 +139,7 @@ def test_an_objective_that_does_not_exist_is_refused_with_those_that_do(tiny_swe
 
 def test_the_rankings_and_the_twins(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}"))
-    play(sweep, 0)
+    scenario(sweep, 0)
     found = {one.score: one for one in rankings(sweep.combinations())}
     assert found["intra_cluster_edges"].spearman == pytest.approx(-1) == found["intra_cluster_edges"].kendall
     assert -0.5 < found["loss_over_chance"].spearman < 0.5 and "nmi_previous" not in found

@@ -32,8 +32,8 @@ def test_a_round_longer_than_a_rung_is_judged_at_its_end() -> None:
 
 def random_curves(seed: int) -> Curves:
     rng = np.random.default_rng(seed)
-    ends = rng.random(12)
-    return [[(epoch, float(end + rng.normal() / epoch)) for epoch in range(1, 10)] for end in ends]
+    stop_requests = rng.random(12)
+    return [[(epoch, float(end + rng.normal() / epoch)) for epoch in range(1, 10)] for end in stop_requests]
 
 
 @pytest.mark.parametrize("seed", range(5))

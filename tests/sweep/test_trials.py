@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 TinySweep = Callable[..., SweepConfig]
 
 
-def mistakes(sweep: SweepConfig) -> str:
+def config_errors(sweep: SweepConfig) -> str:
     with pytest.raises(UserError) as caught:
         open_sweep(sweep)
     assert not (Path(sweep.run.dir) / "trials").exists()
@@ -45,7 +45,7 @@ def test_whole_sections_can_be_searched(tiny_sweep: TinySweep, tmp_path: Path) -
 
 
 def test_bad_spaces_are_refused_all_at_once(tiny_sweep: TinySweep, tmp_path: Path) -> None:
-    text = mistakes(
+    text = config_errors(
         tiny_sweep(
             tmp_path,
             "{method.num_heads: [1, 4], metod.pca_dim: [1, 2], method.pca_dim: [8, 0, -1], run.workers: [0, 1],"
@@ -69,16 +69,16 @@ def test_bad_spaces_are_refused_all_at_once(tiny_sweep: TinySweep, tmp_path: Pat
 
 def test_values_that_cannot_be_together_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     search = "{training.global_batch: [128, 192], training.microbatch: [32, 64, 128]}"
-    assert "global_batch 192 is no multiple of microbatch 128" in mistakes(tiny_sweep(tmp_path, search))
+    assert "global_batch 192 is no multiple of microbatch 128" in config_errors(tiny_sweep(tmp_path, search))
 
 
 def test_values_of_the_same_effect_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
-    text = mistakes(tiny_sweep(tmp_path, "{method.reassign_every_epochs: [1, 2, 10]}"))  # of 2 epochs
+    text = config_errors(tiny_sweep(tmp_path, "{method.reassign_every_epochs: [1, 2, 10]}"))  # of 2 epochs
     assert "search.method.reassign_every_epochs: 2 and 10 have the same effect; drop one" in text
 
 
 def test_values_that_the_data_or_the_network_cannot_serve_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
-    text = mistakes(tiny_sweep(tmp_path, "{method.num_clusters: [10, 5000], method.layer: [conv3, conv9]}"))
+    text = config_errors(tiny_sweep(tmp_path, "{method.num_clusters: [10, 5000], method.layer: [conv3, conv9]}"))
     assert "5000 clusters, but digits holds 1797 images" in text and "method.layer: seen conv9" in text
 
 
@@ -99,9 +99,9 @@ def test_settings_without_effect_are_refused(tiny_sweep: TinySweep, tmp_path: Pa
 def test_a_directory_belongs_to_one_sweep(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     open_sweep(tiny_sweep(tmp_path, "{method.num_clusters: [10, 20]}"))
     open_sweep(tiny_sweep(tmp_path, "{method.num_clusters: [10, 20]}", "run.keep_checkpoints=1"))
-    assert "holds a sweep with other settings" in mistakes(tiny_sweep(tmp_path, "{method.num_clusters: [10, 30]}"))
+    assert "holds a sweep with other settings" in config_errors(tiny_sweep(tmp_path, "{method.num_clusters: [10, 30]}"))
     never = tiny_sweep(tmp_path, "{method.num_clusters: [10, 20]}", "run.resume=never")
-    assert "already holds a sweep" in mistakes(never)
+    assert "already holds a sweep" in config_errors(never)
 
 
 def test_without_labels_the_objective_needs_none(tiny_sweep: TinySweep, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from raycluster.models.heads import Heads
 from raycluster.seeding import seed_for
 from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.step import Microbatch, Network, Step, StepResult, alone
+from raycluster.training.step import Microbatch, Network, Step, StepResult, no_reduce
 
 NUM_STEPS = 30
 CLUSTERS = (7, 5)
@@ -40,13 +40,13 @@ def microbatches(step: int) -> list[Microbatch]:
     """The same for everybody, some rows without a label or with a weight."""
     generator = torch.Generator().manual_seed(step)
     batches = []
-    for lane in range(6):
+    for stream in range(6):
         labels = torch.stack([torch.randint(0, size, (8,), generator=generator) for size in CLUSTERS])
-        labels[:, lane % 3] = -1
+        labels[:, stream % 3] = -1
         images = torch.randint(0, 60, (8, 16, 16, 3), dtype=torch.uint8, generator=generator)
         images += (labels[0].clamp(min=0) * 30).to(torch.uint8)[:, None, None, None]
         weights = torch.rand(8, generator=generator) + 0.5
-        batches.append(Microbatch(images, labels, weights, seed_for(0, "microbatch", step, lane)))
+        batches.append(Microbatch(images, labels, weights, seed_for(0, "microbatch", step, stream)))
     return batches
 
 
@@ -77,7 +77,7 @@ def worker(rank: int, world: int, folder: str, wrapped: bool) -> None:
         module: torch.nn.Module = ours
         if mode == "wrapped":
             module = torch.nn.parallel.DistributedDataParallel(ours, broadcast_buffers=False)
-        step = Step(module, optimisers, chosen, add=alone if world == 1 else distributed.all_reduce)
+        step = Step(module, optimisers, chosen, all_reduce=no_reduce if world == 1 else distributed.all_reduce)
         outcomes[mode] = run(module, step, lambda batches: batches[rank::world] if world < 6 else batches[rank:])
     torch.save(outcomes, f"{folder}/{world}-{rank}.pt")
     distributed.destroy_process_group()

@@ -9,7 +9,7 @@ import torch
 from raycluster.models.heads import Heads
 from raycluster.models.smallnet import Model
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.rotation import turned, with_rotation
+from raycluster.training.rotation import rotate_batch, rotation_loss
 from raycluster.training.step import Microbatch, Network, Step
 from tests.training.partition import settings
 
@@ -17,7 +17,7 @@ from tests.training.partition import settings
 def test_copies_are_turned_anticlockwise_and_only_the_upright_one_keeps_its_labels() -> None:
     images = torch.randint(256, (2, 5, 5, 3), dtype=torch.uint8)
     labels, weights = torch.tensor([[7, -1], [3, -1]]), torch.tensor([1.0, 2.0])
-    copies, targets, shares = turned(images, labels, weights)
+    copies, targets, shares = rotate_batch(images, labels, weights)
     for row in range(2):
         for turns in range(4):
             assert np.array_equal(copies[4 * row + turns], np.rot90(images[row], turns))
@@ -32,7 +32,7 @@ def test_loss_by_hand() -> None:
     turns = torch.zeros(4, 4)
     turns[1, 1] = log(3.0)
     labels = torch.tensor([[0, -1, -1, -1], [0, -1, -1, -1], [0, 1, 2, 3]])
-    rows = with_rotation([*heads, turns], labels, torch.ones(4))
+    rows = rotation_loss([*heads, turns], labels, torch.ones(4))
     cluster = (log(4 / 3) + log(2)) / 2
     torch.testing.assert_close(rows, torch.tensor([4 * cluster + log(4), log(2), log(4), log(4)]))
     assert rows.mean().item() == pytest.approx(cluster + (3 * log(4) + log(2)) / 4)
@@ -41,16 +41,16 @@ def test_loss_by_hand() -> None:
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_a_step_minimises_both(mode: str) -> None:
     chosen = settings(mode, rotation=True)
-    assert chosen.further_heads == (4,)
+    assert chosen.auxiliary_heads == (4,)
     backbone = Model(widths=(8, 16)).build(0)
-    heads = Heads(16, (5, *chosen.further_heads), 0)
+    heads = Heads(16, (5, *chosen.auxiliary_heads), 0)
     step = Step(Network(backbone, heads), Optimisers(backbone, heads, chosen), chosen)
     generator = torch.Generator().manual_seed(0)
     batches = []
-    for lane in range(6):
+    for stream in range(6):
         images = torch.randint(256, (8, 8, 8, 3), generator=generator, dtype=torch.uint8)
         images[:, :4] //= 4  # dark above: turns can be told
-        batches.append(Microbatch(images, torch.randint(5, (1, 8), generator=generator), torch.ones(8), lane))
+        batches.append(Microbatch(images, torch.randint(5, (1, 8), generator=generator), torch.ones(8), stream))
     first = step(batches, epoch=0)
     assert first.loss == pytest.approx(log(5) + log(4), rel=0.05)
     assert first.weight == pytest.approx(1)

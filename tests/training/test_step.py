@@ -16,7 +16,7 @@ from tests.training.partition import microbatches, network, run, run_alone, sett
 
 
 class Sum:
-    """`add` among threads: the terms are added in the order of arrival."""
+    """`all_reduce` among threads: the terms are added in the order of arrival."""
 
     def __init__(self, world: int) -> None:
         self.barrier, self.total = Barrier(world), None
@@ -50,12 +50,12 @@ def _one_takes_all(batches: list[Microbatch], rank: int, world: int) -> list[Mic
 
 def _dealt(mode: str, world: int, deal: Deal, num_steps: int = 30) -> list[tuple[dict[str, Tensor], list[float]]]:
     """What each of `world` workers has in the end; they are threads with networks of their own."""
-    add, chosen = Sum(world), settings(mode)
+    all_reduce, chosen = Sum(world), settings(mode)
     outcomes: list[tuple[dict[str, Tensor], list[float]]] = []
 
     def work(rank: int) -> None:
         ours = network()
-        step = Step(ours, Optimisers(ours.backbone, ours.heads, chosen), chosen, add=add)
+        step = Step(ours, Optimisers(ours.backbone, ours.heads, chosen), chosen, all_reduce=all_reduce)
         outcomes.append(run(ours, step, lambda batches: deal(batches, rank, world), num_steps))
 
     threads = [Thread(target=work, args=(rank,)) for rank in range(world)]
@@ -130,7 +130,7 @@ def test_running_statistics_are_the_mean_over_microbatches() -> None:
     first = network().backbone
     maps = [
         torch.nn.functional.conv2d(
-            first.front(batch.images.permute(0, 3, 1, 2)), first.body.conv1[0].weight, padding=1
+            first.input_layer(batch.images.permute(0, 3, 1, 2)), first.body.conv1[0].weight, padding=1
         ).transpose(0, 1).flatten(1)
         for batch in microbatches(0)
     ]  # fmt: skip

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.kmeans.init import digest_rows, too_few
 from raycluster.clustering.kmeans.lloyd import kmeans
-from raycluster.features.matrix import Features, LocalFeatures
+from raycluster.features.matrix import LocalFeatures
 from raycluster.seeding import seed_for
-from raycluster.types import Block, UserError
+from raycluster.types import Block, Features, UserError
 
 _BLOCK_ROWS = 1 << 14
 
@@ -33,7 +33,7 @@ class Tree:
     parents: list[NDArray[np.int64]]
 
 
-def grow(features: Features, sizes: Sequence[int], *, seed: int, options: Mapping[str, Any]) -> Tree:
+def fit_tree(features: Features, sizes: Sequence[int], *, seed: int, options: Mapping[str, Any]) -> Tree:
     """See `raycluster.kmeans_tree`. options: of k-means."""
     if not sizes or sizes[0] < 1 or any(later < size for size, later in pairwise(sizes)):
         raise UserError(f"sizes must be numbers of clusters that do not fall, such as [10, 1000]; seen {list(sizes)}")
@@ -53,7 +53,7 @@ def _divide(features: Features, tree: Tree, size: int, seed: int, options: Mappi
         (tree.samples[rows], int(share), seed_for(seed, "kmeans group", group), options)
         for group, (rows, share) in enumerate(zip(members, shares, strict=True))
     ]
-    found = features.each(_cluster, jobs)
+    found = features.map_jobs(_cluster, jobs)
     for rows, start, (group_labels, _) in zip(members, first, found, strict=True):
         labels[rows] = start + group_labels
     tree.labels.append(labels)

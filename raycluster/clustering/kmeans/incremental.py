@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.search.assign import Engine, assign
-from raycluster.clustering.search.centroids import Target
-from raycluster.clustering.search.float32 import slacks
-from raycluster.clustering.search.rerank import decide
+from raycluster.clustering.search.centroids import PreparedCentroids
+from raycluster.clustering.search.float32 import error_bounds
+from raycluster.clustering.search.rerank import nearest_in_float64
 
 _SPARED = 1024  # centroids that a row need not look at, for which the comparison with its own pays
 _ROWS = 256
@@ -27,34 +27,34 @@ def few(moved: NDArray[np.bool_]) -> NDArray[np.int64] | None:
 
 
 def assign_again(
-    values: NDArray[np.floating], target: Target, engine: Engine, previous: NDArray[np.int64]
+    values: NDArray[np.floating], prepared: PreparedCentroids, engine: Engine, previous: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Labels (n,) of `assign`; previous: (n,) labels before those centroids moved that target.moved names."""
-    assert target.moved is not None
-    stayed = np.ones(len(target.centroids), np.bool_)
-    stayed[target.moved] = False
+    assert prepared.moved is not None
+    stayed = np.ones(len(prepared.centroids), np.bool_)
+    stayed[prepared.moved] = False
     at_rest, labels = stayed[previous], previous.copy()
-    labels[~at_rest] = assign(values[~at_rest], target, engine, previous[~at_rest])
-    if len(target.moved):
+    labels[~at_rest] = assign(values[~at_rest], prepared, engine, previous[~at_rest])
+    if len(prepared.moved):
         rows, own = values[at_rest], previous[at_rest]
-        rivals = target.moved[assign(rows, target.movers, engine)]
+        rivals = prepared.moved[assign(rows, prepared.moved_centroids, engine)]
         parts = [slice(start, start + _ROWS) for start in range(0, len(rows), _ROWS)]
-        nearer = [_nearer(rows[part], np.stack([own[part], rivals[part]], axis=1), target) for part in parts]
+        nearer = [_nearer(rows[part], np.stack([own[part], rivals[part]], axis=1), prepared) for part in parts]
         labels[at_rest] = np.concatenate([own[:0], *nearer])
     return labels
 
 
-def _nearer(values: NDArray[np.floating], pairs: NDArray[np.int64], target: Target) -> NDArray[np.int64]:
+def _nearer(values: NDArray[np.floating], pairs: NDArray[np.int64], prepared: PreparedCentroids) -> NDArray[np.int64]:
     """The nearer of each row's two centroids, (n, 2): by float32 scores as in `searches.float_search`, else float64."""
-    rows = torch.from_numpy(values.astype(np.float32, copy=False) - target.centre)
-    centroids, columns = torch.from_numpy(target.centroids), torch.from_numpy(pairs)
-    centred = centroids[columns].sub_(torch.from_numpy(target.centre))
-    scores = centred.mul_(rows[:, None]).sum(dim=2).add_(target.offsets[columns])
-    slack = slacks(torch.linalg.vector_norm(rows, dim=1), target)
+    rows = torch.from_numpy(values.astype(np.float32, copy=False) - prepared.centre)
+    centroids, columns = torch.from_numpy(prepared.centroids), torch.from_numpy(pairs)
+    centred = centroids[columns].sub_(torch.from_numpy(prepared.centre))
+    scores = centred.mul_(rows[:, None]).sum(dim=2).add_(prepared.offsets[columns])
+    error_bound = error_bounds(torch.linalg.vector_norm(rows, dim=1), prepared)
     lead = scores[:, 1] - scores[:, 0]
     labels = np.where((lead > 0).numpy(), pairs[:, 1], pairs[:, 0])
-    doubtful = ~(lead.abs() > slack).numpy()  # negated, so that NaN counts as too close
+    doubtful = ~(lead.abs() > error_bound).numpy()  # negated, so that NaN counts as too close
     if doubtful.any():
         places = np.repeat(np.arange(np.count_nonzero(doubtful)), 2)
-        labels[doubtful] = decide(values[doubtful], places, pairs[doubtful].ravel(), target.centroids)
+        labels[doubtful] = nearest_in_float64(values[doubtful], places, pairs[doubtful].ravel(), prepared.centroids)
     return labels

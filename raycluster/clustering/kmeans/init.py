@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from raycluster.clustering.fixed_point import (
     Labelled,
     Sums,
+    inertia_scale,
     means,
     merge,
     parts,
     select,
     spans,
-    spread_scale,
     sum_scale,
     total,
 )
 from raycluster.clustering.search import int8_cpu
 from raycluster.clustering.search.assign import Engine, assign
-from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.centroids import PreparedCentroids, prepare
 from raycluster.clustering.search.rerank import squared_distances
-from raycluster.features.matrix import Extent, Features
+from raycluster.features.matrix import FeatureStats
 from raycluster.seeding import generator, seed_for
-from raycluster.types import Block, UserError
+from raycluster.types import Block, Features, UserError
 
 Init: TypeAlias = "Literal['random', 'k-means++'] | NDArray[np.floating] | NDArray[np.integer]"
 
@@ -37,8 +37,8 @@ _ROWS = 256
 _SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def start(
-    features: Features, num_clusters: int, init: Init, *, size: Extent, seed: int, engine: Engine
+def initialize(
+    features: Features, num_clusters: int, init: Init, *, size: FeatureStats, seed: int, engine: Engine
 ) -> tuple[NDArray[np.float32], int]:
     """The first centroids (K, D), and how many of them had to be split off others."""
     if isinstance(init, str):
@@ -68,12 +68,12 @@ def start(
             centroids[part] = means(totals[inner], sizes[part], scale, centroids[part])
     if not sizes.any():
         raise UserError("init labels: none of the samples has a label >= 0; give init='random' for a fresh start")
-    pairs = donors(sizes, generator(seed, "kmeans split", 0))
-    halve(centroids, pairs)
+    pairs = pick_split_clusters(sizes, generator(seed, "kmeans split", 0))
+    split_centroids(centroids, pairs)
     return centroids, len(pairs)
 
 
-def donors(sizes: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, int]]:
+def pick_split_clusters(sizes: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, int]]:
     """Every empty cluster, and one to be halved for it, drawn in proportion to its size - 1; none of one row is."""
     sizes, pairs = sizes.copy(), []
     for empty in np.flatnonzero(sizes == 0).tolist():
@@ -87,12 +87,12 @@ def donors(sizes: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int
     return pairs
 
 
-def halve(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> None:
+def split_centroids(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> None:
     """Give empty clusters one half of their donors, in place: its centroid times 1 +- 1/1024, by dimension (faiss)."""
-    apart = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
+    distance = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
     for empty, donor in pairs:
-        centroids[empty] = centroids[donor] * (1 + apart)
-        centroids[donor] *= 1 - apart
+        centroids[empty] = centroids[donor] * (1 + distance)
+        centroids[donor] *= 1 - distance
 
 
 def random_rows(features: Features, num_clusters: int, seed: int) -> NDArray[np.float32]:
@@ -140,7 +140,7 @@ def _sum_labels(block: Block, table: NDArray[np.integer], span: slice, scale: fl
 
 
 def _scalable(
-    features: Features, rows: NDArray[np.float32], size: Extent, seed: int, engine: Engine
+    features: Features, rows: NDArray[np.float32], size: FeatureStats, seed: int, engine: Engine
 ) -> NDArray[np.float32]:
     """K rows far apart: k-means|| (Bahmani et al. 2012, algorithm 2), a few passes instead of K.
 
@@ -151,13 +151,13 @@ def _scalable(
     num_clusters = len(rows)
     chosen = rows[:1]
     for number in range(_ROUNDS):
-        target, unit = prepare(chosen), spread_scale(size, rows)
-        cost = sum(features.collect(_cost, target, unit, engine))
+        prepared, unit = prepare(chosen), inertia_scale(size, rows)
+        cost = sum(features.collect(_cost, prepared, unit, engine))
         if not cost:
             break
         share = max(1.0, num_clusters / 2) / cost
         key = seed_for(seed, "kmeans||", number)
-        drawn = np.sort(np.concatenate(features.collect(_draw, target, unit * share, key, engine)))
+        drawn = np.sort(np.concatenate(features.collect(_draw, prepared, unit * share, key, engine)))
         chosen = np.concatenate([chosen, features.rows(drawn)])
     pool = np.concatenate([chosen, rows])
     digests = [digest_rows(pool[start : start + _ROWS]) for start in range(0, len(pool), _ROWS)]
@@ -168,15 +168,15 @@ def _scalable(
     return _plus_plus(pool, np.asarray(weights, np.float64), num_clusters, generator(seed, "kmeans++"))
 
 
-def _cost(block: Block, target: Target, unit: float, engine: Engine) -> int:
+def _cost(block: Block, prepared: PreparedCentroids, unit: float, engine: Engine) -> int:
     """Sum of squared distances in whole units, the same in any order."""
-    distances = squared_distances(block.values, target.centroids, assign(block.values, target, engine))
+    distances = squared_distances(block.values, prepared.centroids, assign(block.values, prepared, engine))
     return int(np.rint(distances * unit).astype(np.int64).sum())
 
 
-def _draw(block: Block, target: Target, share: float, key: int, engine: Engine) -> NDArray[np.int64]:
+def _draw(block: Block, prepared: PreparedCentroids, share: float, key: int, engine: Engine) -> NDArray[np.int64]:
     """The samples drawn, each with a chance of share times its squared distance."""
-    distances = squared_distances(block.values, target.centroids, assign(block.values, target, engine))
+    distances = squared_distances(block.values, prepared.centroids, assign(block.values, prepared, engine))
     drawn: NDArray[np.int64] = block.samples[_uniform(block.samples, key) < share * distances]
     return drawn
 
@@ -191,8 +191,8 @@ def _uniform(samples: NDArray[np.int64], key: int) -> NDArray[np.float64]:
     return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _counts(block: Block, target: Target, engine: Engine) -> NDArray[np.int64]:
-    return np.bincount(assign(block.values, target, engine), minlength=len(target.centroids))
+def _counts(block: Block, prepared: PreparedCentroids, engine: Engine) -> NDArray[np.int64]:
+    return np.bincount(assign(block.values, prepared, engine), minlength=len(prepared.centroids))
 
 
 def _plus_plus(
@@ -209,8 +209,8 @@ def _plus_plus(
         chosen.append(place)
         for start in range(0, len(pool), _ROWS):
             part = slice(start, start + _ROWS)
-            apart = np.subtract(pool[part], pool[place], dtype=np.float64)
-            least[part] = np.minimum(least[part], np.square(apart, out=apart).sum(axis=1))
+            distance = np.subtract(pool[part], pool[place], dtype=np.float64)
+            least[part] = np.minimum(least[part], np.square(distance, out=distance).sum(axis=1))
         chances = weights * least
     return pool[chosen]
 

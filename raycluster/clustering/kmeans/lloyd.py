@@ -16,25 +16,25 @@ from raycluster.clustering.fixed_point import (
     ClusterSums,
     Labelled,
     Sums,
+    inertia_scale,
+    inertia_sum,
     means,
     merge,
     parts,
     select,
     spans,
-    spread,
-    spread_scale,
     sum_scale,
     total,
 )
 from raycluster.clustering.kmeans import incremental
-from raycluster.clustering.kmeans.init import Init, donors, halve, start, too_few
+from raycluster.clustering.kmeans.init import Init, initialize, pick_split_clusters, split_centroids, too_few
 from raycluster.clustering.kmeans.result import KMeans, unit_rows
-from raycluster.clustering.search.assign import Engine, assign, choose
-from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.assign import Engine, assign, resolve_engine
+from raycluster.clustering.search.centroids import PreparedCentroids, prepare
 from raycluster.clustering.search.rerank import squared_distances
-from raycluster.features.matrix import Extent, Features, extent
+from raycluster.features.matrix import FeatureStats, feature_stats
 from raycluster.seeding import generator
-from raycluster.types import Block, UserError
+from raycluster.types import Block, Features, UserError
 
 # Heavy-ball momentum (Polyak 1964): half the steps to the same objective. Not from the first, which leaps from rows to
 # means and would overshoot; and the last is Lloyd's, so that centroids are means of rows.
@@ -46,7 +46,7 @@ _UNIT = 1e-6
 _Found: TypeAlias = "tuple[list[tuple[NDArray[np.int64], NDArray[np.int32]]], int]"
 
 
-class State(NamedTuple):
+class LloydState(NamedTuple):
     """All that the steps to come depend on, as a start of another call: the same result as if never interrupted.
 
     iteration: steps done. centroids, velocity: (K, D) float32. sizes: (K,) of the step before, or empty.
@@ -60,7 +60,7 @@ class State(NamedTuple):
     num_repaired: int
 
 
-class Progress(NamedTuple):
+class LloydProgress(NamedTuple):
     """One step. inertia: before it. changed: share of rows that got another label than before, 1 at first.
 
     rate: rows per second. state: to go on from.
@@ -71,7 +71,7 @@ class Progress(NamedTuple):
     changed: float
     seconds: float
     rate: float
-    state: State
+    state: LloydState
 
 
 def kmeans(
@@ -80,16 +80,16 @@ def kmeans(
     *,
     iterations: int = 20,
     seed: int = 0,
-    init: Init | State = "random",
+    init: Init | LloydState = "random",
     engine: Engine = "auto",
     plain: bool = False,
     spherical: bool = False,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[LloydProgress], None] | None = None,
 ) -> KMeans:
     """Cluster rows by at most `iterations` steps (fewer at a fixed point), then one exact assignment.
 
     init: `random` distinct rows drawn by sample id; `k-means++` (its scalable form); (K, D) floats for centroids; or
-    integer labels indexed by sample id (< 0: none), whose means are the start; or the `State` of an earlier call with
+    integer labels indexed by sample id (< 0: none), whose means are the start; or the `LloydState` of an earlier call with
     the same arguments, which goes on. Steps have guarded momentum; `plain` ones
     are Lloyd's, whose inertia never rises. spherical: rows and centroids are divided by their norm (Dhillon and Modha
     2001). Centroids and labels are bit-identical for any blocks in any order, and for any engine. A cluster that loses
@@ -98,18 +98,18 @@ def kmeans(
     """
     if num_clusters < 1 or iterations < 0:
         raise UserError(f"num_clusters must be >= 1 and iterations >= 0; seen {num_clusters} and {iterations}")
-    size = extent(features)
+    size = feature_stats(features)
     if size.num_rows < num_clusters:
         raise UserError(f"{size.num_rows} rows cannot fill {num_clusters} clusters; lower num_clusters or add images")
-    if spherical and features.fold(_off_unit, combine=_largest)[0] > _UNIT:
-        features = features.map(_on_sphere)
-        size = extent(features)
-    descent = _Descent(features, size, engine, token_hex(8), _normalised if spherical else _unchanged)
+    if spherical and features.fold(_unit_norm_error, combine=_largest)[0] > _UNIT:
+        features = features.map(_project_to_sphere)
+        size = feature_stats(features)
+    context = LloydContext(features, size, engine, token_hex(8), _normalised if spherical else _unchanged)
     try:
         steps = _Steps(plain, iterations, seed, report)
-        return _finish(descent, _iterate(descent, _begin(descent, num_clusters, init, seed), steps))
+        return _finish(context, _iterate(context, _initial_state(context, num_clusters, init, seed), steps))
     finally:
-        features.fold(_forget, descent.name)
+        features.fold(_forget, context.name)
 
 
 def _unchanged(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -121,36 +121,36 @@ def _normalised(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class _Descent:
+class LloydContext:
     """What stays the same from step to step. name: of this clustering, for what is kept where the rows are."""
 
     features: Features
-    size: Extent
+    size: FeatureStats
     engine: Engine
     name: str
     project: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def _begin(descent: _Descent, num_clusters: int, init: Init | State, seed: int) -> State:
+def _initial_state(context: LloydContext, num_clusters: int, init: Init | LloydState, seed: int) -> LloydState:
     """A state that may be written over."""
-    if isinstance(init, State):
+    if isinstance(init, LloydState):
         return init._replace(centroids=init.centroids.copy(), velocity=init.velocity.copy())
-    found = start(descent.features, num_clusters, init, size=descent.size, seed=seed, engine=descent.engine)
-    centroids = descent.project(found[0])
-    return State(0, centroids, np.zeros_like(centroids), np.empty(0, np.int64), [], found[1])
+    found = initialize(context.features, num_clusters, init, size=context.size, seed=seed, engine=context.engine)
+    centroids = context.project(found[0])
+    return LloydState(0, centroids, np.zeros_like(centroids), np.empty(0, np.int64), [], found[1])
 
 
 class _Steps(NamedTuple):
     plain: bool
     iterations: int
     seed: int
-    report: Callable[[Progress], None] | None
+    report: Callable[[LloydProgress], None] | None
 
 
-class _Task(NamedTuple):
+class _Labelling(NamedTuple):
     """What rows are labelled and summed by. scale: of sums. unit: of squared distances. step: of the clustering."""
 
-    target: Target
+    prepared: PreparedCentroids
     scale: float
     unit: float
     engine: Engine
@@ -158,138 +158,150 @@ class _Task(NamedTuple):
     step: int
 
 
-class _Pace(NamedTuple):
-    """How centroids are to move. sizes: (K,). swings: (K,) which keep their velocity. pairs: what `donors` gave."""
+class StepPlan(NamedTuple):
+    """How centroids are to move. sizes: (K,). momentum_mask: (K,) which keep their velocity. pairs: what `pick_split_clusters` gave."""
 
     sizes: NDArray[np.int64]
-    swings: NDArray[np.bool_]
+    momentum_mask: NDArray[np.bool_]
     pairs: list[tuple[int, int]]
     inertia: list[float]
     changed: float
 
 
-def _iterate(descent: _Descent, state: State, steps: _Steps) -> State:
+def _iterate(context: LloydContext, state: LloydState, steps: _Steps) -> LloydState:
     """Steps one by one; centroids and velocity of the state are written over."""
-    num_rows = descent.size.num_rows
+    num_rows = context.size.num_rows
     for iteration in range(state.iteration, steps.iterations):
         began = time.perf_counter()
-        pace = _advance(descent, state, steps)
+        plan = _advance(context, state, steps)
         # The new centroids lie where the velocity was, for rows may ask for the old ones until all have moved.
         velocity = np.subtract(state.velocity, state.centroids, out=state.centroids)
         centroids, moved = state.velocity, bool(velocity.any())
-        _repair(descent, centroids, velocity, pace.pairs)
-        repaired = state.num_repaired + len(pace.pairs)
-        state = State(iteration + 1, centroids, velocity, pace.sizes, pace.inertia, repaired)
+        _repair(context, centroids, velocity, plan.pairs)
+        repaired = state.num_repaired + len(plan.pairs)
+        state = LloydState(iteration + 1, centroids, velocity, plan.sizes, plan.inertia, repaired)
         seconds = time.perf_counter() - began
         if steps.report:
             kept = state._replace(centroids=centroids.copy(), velocity=velocity.copy())
             rate = num_rows / seconds
-            steps.report(Progress(iteration + 1, pace.inertia[-1], pace.changed, seconds, rate, kept))
-        if not moved and not pace.pairs:
+            steps.report(LloydProgress(iteration + 1, plan.inertia[-1], plan.changed, seconds, rate, kept))
+        if not moved and not plan.pairs:
             break
     return state
 
 
-def _advance(descent: _Descent, state: State, steps: _Steps) -> _Pace:
+def _advance(context: LloydContext, state: LloydState, steps: _Steps) -> StepPlan:
     """Write over the velocity with the means of rows and, with momentum, what lies beyond; centroids stay."""
-    task = _task(descent, state.centroids, state.iteration, _moved(state))
-    first, *others = spans(len(state.centroids), descent.features)
+    labelling = _labelling(context, state.centroids, state.iteration, _moved(state))
+    first, *others = spans(len(state.centroids), context.features)
     if others:  # what a search needs and totals need not be there at the same time
         first, others = slice(0, 0), [first, *others]
-    sums = _sums(descent, _label_and_sum, task, first)
-    pace = _pace(state, steps, task.unit, sums.others)
-    _shift(descent, state, task.scale, pace, first, sums.totals)
-    task = task._replace(target=prepare(state.centroids))  # searched again only where labels were lost: unpacked
+    sums = _sums(context, _label_and_sum, labelling, first)
+    plan = _plan_step(state, steps, labelling.unit, sums.others)
+    _shift(context, state, labelling.scale, plan, first, sums.totals)
+    labelling = labelling._replace(
+        prepared=prepare(state.centroids)
+    )  # searched again only where labels were lost: unpacked
     for span in others:
         del sums  # its totals make room for the next
-        sums = _sums(descent, _sum, task, span)
-        _shift(descent, state, task.scale, pace, span, sums.totals)
-    return pace
+        sums = _sums(context, _sum, labelling, span)
+        _shift(context, state, labelling.scale, plan, span, sums.totals)
+    return plan
 
 
-def _task(
-    descent: _Descent, centroids: NDArray[np.float32], step: int, moved: NDArray[np.int64] | None = None
-) -> _Task:
-    size = descent.size
-    unit = spread_scale(size, centroids)
-    return _Task(prepare(centroids, moved), sum_scale(size), unit, descent.engine, descent.name, step)
+def _labelling(
+    context: LloydContext, centroids: NDArray[np.float32], step: int, moved: NDArray[np.int64] | None = None
+) -> _Labelling:
+    size = context.size
+    unit = inertia_scale(size, centroids)
+    return _Labelling(prepare(centroids, moved), sum_scale(size), unit, context.engine, context.name, step)
 
 
-def _moved(state: State) -> NDArray[np.int64] | None:
+def _moved(state: LloydState) -> NDArray[np.int64] | None:
     """The centroids that the last step moved, if few; velocity does not show those that it gave to empty clusters."""
     known = state.iteration and state.sizes.all()
     return incremental.few(np.asarray(state.velocity.any(axis=1))) if known else None
 
 
-def _sums(descent: _Descent, function: Callable[..., Sums], task: _Task, span: slice) -> ClusterSums:
-    return total(descent.features.fold(function, task, span, combine=merge))
+def _sums(context: LloydContext, function: Callable[..., Sums], labelling: _Labelling, span: slice) -> ClusterSums:
+    return total(context.features.fold(function, labelling, span, combine=merge))
 
 
-def _pace(state: State, steps: _Steps, unit: float, tallies: tuple[NDArray[np.int64], int, int, int]) -> _Pace:
-    sizes, apart, changed, compared = tallies
-    iteration, inertia = state.iteration, [*state.inertia, apart / unit]
-    pairs = donors(sizes, generator(steps.seed, "kmeans split", iteration + 1))
+def _plan_step(
+    state: LloydState, steps: _Steps, unit: float, tallies: tuple[NDArray[np.int64], int, int, int]
+) -> StepPlan:
+    sizes, distance, changed, compared = tallies
+    iteration, inertia = state.iteration, [*state.inertia, distance / unit]
+    pairs = pick_split_clusters(sizes, generator(steps.seed, "kmeans split", iteration + 1))
     # Sizes that stay say that labels stay: what is left to do is to bring centroids to the means.
     rising, settled = inertia[-1] > min(inertia), np.array_equal(sizes, state.sizes)
     lloyds = iteration < _FIRST_PLAIN or iteration >= steps.iterations - _LAST_PLAIN
-    swings = np.full(len(sizes), not (steps.plain or rising or settled or lloyds))
-    swings[[cluster for pair in pairs for cluster in pair]] = False
-    return _Pace(sizes, swings, pairs, inertia, changed / compared if compared else 1.0)
+    momentum_mask = np.full(len(sizes), not (steps.plain or rising or settled or lloyds))
+    momentum_mask[[cluster for pair in pairs for cluster in pair]] = False
+    return StepPlan(sizes, momentum_mask, pairs, inertia, changed / compared if compared else 1.0)
 
 
-def _shift(descent: _Descent, state: State, scale: float, pace: _Pace, span: slice, totals: NDArray[np.int64]) -> None:
+def _shift(
+    context: LloydContext, state: LloydState, scale: float, plan: StepPlan, span: slice, totals: NDArray[np.int64]
+) -> None:
     """Write the new centroids of a span over its velocity."""
     for part, inner in parts(span):
-        velocity, swings = state.velocity[part], pace.swings[part]
-        updated = means(totals[inner], pace.sizes[part], scale, state.centroids[part])
-        updated[swings] += velocity[swings] * np.float32(_MOMENTUM)
-        velocity[:] = descent.project(updated)
+        velocity, momentum_mask = state.velocity[part], plan.momentum_mask[part]
+        updated = means(totals[inner], plan.sizes[part], scale, state.centroids[part])
+        updated[momentum_mask] += velocity[momentum_mask] * np.float32(_MOMENTUM)
+        velocity[:] = context.project(updated)
 
 
 def _repair(
-    descent: _Descent, centroids: NDArray[np.float32], velocity: NDArray[np.float32], pairs: list[tuple[int, int]]
+    context: LloydContext, centroids: NDArray[np.float32], velocity: NDArray[np.float32], pairs: list[tuple[int, int]]
 ) -> None:
     """Give each empty cluster half of another, in place. pairs: empty ones and who is halved for them."""
     if pairs:
         clusters = np.unique(pairs)
-        halve(centroids, pairs)
-        centroids[clusters] = descent.project(centroids[clusters])
+        split_centroids(centroids, pairs)
+        centroids[clusters] = context.project(centroids[clusters])
         velocity[clusters] = 0
 
 
-def _label_and_sum(block: Block, task: _Task, span: slice) -> Labelled:
+def _label_and_sum(block: Block, labelling: _Labelling, span: slice) -> Labelled:
     """Sums of the clusters of a span; and of all: sizes, squared distances, rows labelled anew, of so many known."""
-    labels, changed, compared = _label(block, task)
-    apart = spread(block.values, labels, task.unit, task.target.centroids, choose(task.engine) == "int8")
-    sizes = np.bincount(labels, minlength=len(task.target.centroids))
-    return _labelled(block, labels, task, span, (sizes, apart, changed, compared))
+    labels, changed, compared = _label(block, labelling)
+    distance = inertia_sum(
+        block.values, labels, labelling.unit, labelling.prepared.centroids, resolve_engine(labelling.engine) == "int8"
+    )
+    sizes = np.bincount(labels, minlength=len(labelling.prepared.centroids))
+    return _labelled(block, labels, labelling, span, (sizes, distance, changed, compared))
 
 
-def _sum(block: Block, task: _Task, span: slice) -> Labelled:
+def _sum(block: Block, labelling: _Labelling, span: slice) -> Labelled:
     """Sums of the clusters of a span."""
-    return _labelled(block, _label(block, task)[0], task, span, ())
+    return _labelled(block, _label(block, labelling)[0], labelling, span, ())
 
 
-def _labelled(block: Block, labels: NDArray[np.int64], task: _Task, span: slice, others: tuple[Any, ...]) -> Labelled:
+def _labelled(
+    block: Block, labels: NDArray[np.int64], labelling: _Labelling, span: slice, others: tuple[Any, ...]
+) -> Labelled:
     values, labels = select(block.values, labels, span)
-    return Labelled(values, labels, span.stop - span.start, task.scale, choose(task.engine) == "int8", others)
+    return Labelled(
+        values, labels, span.stop - span.start, labelling.scale, resolve_engine(labelling.engine) == "int8", others
+    )
 
 
-def _label(block: Block, task: _Task) -> tuple[NDArray[np.int64], int, int]:
+def _label(block: Block, labelling: _Labelling) -> tuple[NDArray[np.int64], int, int]:
     """Labels of a block; how many are not those of the step before, and of how many that is known."""
-    step, kept = row_cache.recall(task.name, block.samples) or (None, None)
+    step, kept = row_cache.get(labelling.name, block.samples) or (None, None)
     before = None if kept is None else kept.astype(np.int64)
-    if before is not None and step == task.step:
+    if before is not None and step == labelling.step:
         return before, 0, 0
-    if before is not None and step == task.step - 1 and task.target.moved is not None:
-        labels = incremental.assign_again(block.values, task.target, task.engine, before)
+    if before is not None and step == labelling.step - 1 and labelling.prepared.moved is not None:
+        labels = incremental.assign_again(block.values, labelling.prepared, labelling.engine, before)
     else:
-        labels = assign(block.values, task.target, task.engine, before)
-    row_cache.keep(task.name, block.samples, (task.step, labels.astype(np.int32)))
+        labels = assign(block.values, labelling.prepared, labelling.engine, before)
+    row_cache.put(labelling.name, block.samples, (labelling.step, labels.astype(np.int32)))
     return (labels, 0, 0) if before is None else (labels, int(np.count_nonzero(labels != before)), len(labels))
 
 
-def _finish(descent: _Descent, state: State) -> KMeans:
+def _finish(context: LloydContext, state: LloydState) -> KMeans:
     """Assign all rows; while clusters are empty, move them to the rows worst served and assign again.
 
     It ends: a centroid moved onto a row that no other centroid sits on can never become empty.
@@ -298,42 +310,44 @@ def _finish(descent: _Descent, state: State) -> KMeans:
     moved = _moved(state)
     del state  # the labels take the room of the velocity
     while True:
-        task = _task(descent, centroids, step, moved)
-        found, apart = descent.features.fold(_assignments, task, combine=_join)
-        unit = task.unit
-        del task
+        labelling = _labelling(context, centroids, step, moved)
+        found, distance = context.features.fold(_assignments, labelling, combine=_join)
+        unit = labelling.unit
+        del labelling
         samples, labels = (np.concatenate(column) for column in zip(*found, strict=True))
         labels = labels[np.argsort(samples)].astype(np.int64)
         samples.sort()
         sizes = np.bincount(labels, minlength=len(centroids))
         empty = np.flatnonzero(sizes == 0)
         if not len(empty):
-            inertia, engine = [*inertia, apart / unit], choose(descent.engine)
-            spherical = descent.project is _normalised
+            inertia, engine = [*inertia, distance / unit], resolve_engine(context.engine)
+            spherical = context.project is _normalised
             return KMeans(centroids, samples, labels, inertia, sizes, num_repaired, engine, spherical)
-        centroids, num_moved = _move(descent, centroids, empty)
+        centroids, num_moved = _move(context, centroids, empty)
         num_repaired, step, moved = num_repaired + num_moved, step + 1, None
 
 
 def _move(
-    descent: _Descent, centroids: NDArray[np.float32], empty: NDArray[np.intp]
+    context: LloydContext, centroids: NDArray[np.float32], empty: NDArray[np.intp]
 ) -> tuple[NDArray[np.float32], int]:
     """Centroids of empty clusters set on the rows that are farthest from theirs, and how many were."""
-    found = descent.features.collect(_distances, prepare(centroids), descent.engine)
+    found = context.features.collect(_distances, prepare(centroids), context.engine)
     samples, labels, distances = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(samples)
-    far = _worst_served(labels[order], distances[order])[: len(empty)]
+    far = _farthest_rows(labels[order], distances[order])[: len(empty)]
     if not len(far):
         raise UserError(too_few(len(centroids) - len(empty), len(centroids)))
     moved = centroids.copy()
-    moved[empty[: len(far)]] = descent.features.rows(samples[order][far])
+    moved[empty[: len(far)]] = context.features.rows(samples[order][far])
     return moved, len(far)
 
 
-def _assignments(block: Block, task: _Task) -> _Found:
-    labels, _, _ = _label(block, task)
-    apart = spread(block.values, labels, task.unit, task.target.centroids, choose(task.engine) == "int8")
-    return [(block.samples, labels.astype(np.int32))], apart
+def _assignments(block: Block, labelling: _Labelling) -> _Found:
+    labels, _, _ = _label(block, labelling)
+    distance = inertia_sum(
+        block.values, labels, labelling.unit, labelling.prepared.centroids, resolve_engine(labelling.engine) == "int8"
+    )
+    return [(block.samples, labels.astype(np.int32))], distance
 
 
 def _join(left: _Found, right: _Found) -> _Found:
@@ -341,13 +355,13 @@ def _join(left: _Found, right: _Found) -> _Found:
 
 
 def _distances(
-    block: Block, target: Target, engine: Engine
+    block: Block, prepared: PreparedCentroids, engine: Engine
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    labels = assign(block.values, target, engine)
-    return block.samples, labels, squared_distances(block.values, target.centroids, labels)
+    labels = assign(block.values, prepared, engine)
+    return block.samples, labels, squared_distances(block.values, prepared.centroids, labels)
 
 
-def _worst_served(labels: NDArray[np.int64], distances: NDArray[np.float64]) -> NDArray[np.intp]:
+def _farthest_rows(labels: NDArray[np.int64], distances: NDArray[np.float64]) -> NDArray[np.intp]:
     """Rows off their centroid, the farthest first, no two alike (equal rows have equal label and distance)."""
     order = np.lexsort((labels, -distances))
     order = order[distances[order] > 0]
@@ -361,11 +375,11 @@ def _forget(block: Block, name: str) -> tuple[int]:
     return (0,)
 
 
-def _on_sphere(block: Block) -> NDArray[np.float32]:
+def _project_to_sphere(block: Block) -> NDArray[np.float32]:
     return unit_rows(block.values)
 
 
-def _off_unit(block: Block) -> tuple[float]:
+def _unit_norm_error(block: Block) -> tuple[float]:
     """How far the norm of a row is from 1, at most; zero rows count as normalised."""
     squares = np.square(block.values, dtype=np.float64).sum(axis=1)
     return (float(np.abs(squares[squares > 0] - 1).max(initial=0.0)),)

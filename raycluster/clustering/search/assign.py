@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering.search import int8_cpu, int8_cuda
-from raycluster.clustering.search.centroids import Target, prepare
+from raycluster.clustering.search.centroids import PreparedCentroids, prepare
 from raycluster.clustering.search.float32 import Search, faiss_search, float_search, in_tiles
 from raycluster.clustering.search.int8_torch import byte_search, can_search
 from raycluster.clustering.search.rerank import squared_distances
@@ -46,19 +46,22 @@ def nearest(
 
 
 def assign(
-    values: NDArray[np.floating], target: Target, engine: Engine = "auto", previous: NDArray[np.int64] | None = None
+    values: NDArray[np.floating],
+    prepared: PreparedCentroids,
+    engine: Engine = "auto",
+    previous: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Labels (n,) of `nearest`, for finite values and centroids already prepared.
 
     previous: (n,) labels that may be right or nearly so (any number for none); they save time and change no label.
     """
-    chosen = choose(engine)
-    if chosen == "int8" and target.packed is not None:
-        return _kernel_assign(values, target, target.packed, previous)
-    return in_tiles(values, *(faiss_search(target) if chosen == "faiss" else _torch_search(target)))
+    chosen = resolve_engine(engine)
+    if chosen == "int8" and prepared.packed is not None:
+        return _kernel_assign(values, prepared, prepared.packed, previous)
+    return in_tiles(values, *(faiss_search(prepared) if chosen == "faiss" else _torch_search(prepared)))
 
 
-def choose(engine: Engine) -> Engine:
+def resolve_engine(engine: Engine) -> Engine:
     """The engine that does the work here: `auto` becomes the fastest; without a kernel `int8` becomes `torch`."""
     if engine == "auto":
         return "int8" if device().type == "cpu" and int8_cpu.support() in (int8_cpu.AVX512, int8_cpu.AVX2) else "torch"
@@ -66,7 +69,10 @@ def choose(engine: Engine) -> Engine:
 
 
 def _kernel_assign(
-    values: NDArray[np.floating], target: Target, packed: int8_cpu.Packed, previous: NDArray[np.int64] | None
+    values: NDArray[np.floating],
+    prepared: PreparedCentroids,
+    packed: int8_cpu.PackedCentroids,
+    previous: NDArray[np.int64] | None,
 ) -> NDArray[np.int64]:
     labels = np.empty(len(values), np.int64)
     for start in range(0, len(values), _KERNEL_ROWS):
@@ -75,12 +81,12 @@ def _kernel_assign(
         labels[part], undecided = int8_cpu.search(tile, packed, None if previous is None else previous[part])
         if undecided:
             open_rows = np.flatnonzero(labels[part] < 0)
-            labels[start + open_rows] = assign(tile[open_rows], target, "torch")
+            labels[start + open_rows] = assign(tile[open_rows], prepared, "torch")
     return labels
 
 
-def _torch_search(target: Target) -> tuple[Search, int]:
+def _torch_search(prepared: PreparedCentroids) -> tuple[Search, int]:
     where = device()
-    if where.type == "cuda" and int8_cuda.can_search(target, where):
-        return int8_cuda.gpu_search(target, where)
-    return byte_search(target) if can_search(target) else float_search(target)
+    if where.type == "cuda" and int8_cuda.can_search(prepared, where):
+        return int8_cuda.gpu_search(prepared, where)
+    return byte_search(prepared) if can_search(prepared) else float_search(prepared)

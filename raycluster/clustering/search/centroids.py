@@ -21,7 +21,7 @@ _VANISHED = 2.0**-7
 _CLUSTERS = 64
 
 
-class Rounded(NamedTuple):
+class QuantizedRows(NamedTuple):
     """Vectors v as 8-bit whole numbers. values: (n, D) int8. scales, norms, errors: (n,) with |v| <= norms and
     |v - scales values| <= errors.
     """
@@ -33,7 +33,7 @@ class Rounded(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class PreparedCentroids:
     """Centroids made ready for a search, when first needed. Distances are taken about their mean, where float32
     cancels least.
 
@@ -44,12 +44,12 @@ class Target:
     moved: NDArray[np.int64] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Target, (self.centroids, self.moved)  # the rest costs less to compute than to send
+        return PreparedCentroids, (self.centroids, self.moved)  # the rest costs less to compute than to send
 
     @cached_property
-    def movers(self) -> Target:
+    def moved_centroids(self) -> PreparedCentroids:
         """Those that moved."""
-        return Target(self.centroids[self.moved])
+        return PreparedCentroids(self.centroids[self.moved])
 
     @cached_property
     def centre(self) -> NDArray[np.float32]:
@@ -71,17 +71,17 @@ class Target:
         return torch.from_numpy((-self._squares / 2).astype(np.float32))
 
     @cached_property
-    def reach(self) -> float:
+    def max_norm(self) -> float:
         """The largest norm of centroids - centre."""
         return float(np.sqrt(self._squares.max()))
 
     @cached_property
-    def packed(self) -> int8_cpu.Packed | None:
+    def packed(self) -> int8_cpu.PackedCentroids | None:
         """What the compiled kernel scans; None where there is no kernel or its error bounds do not hold."""
         instructions = int8_cpu.support()
         if instructions is None:
             return None
-        return int8_cpu.pack(self.centroids, self.centre, self.offsets.numpy(), self.reach, instructions)
+        return int8_cpu.pack(self.centroids, self.centre, self.offsets.numpy(), self.max_norm, instructions)
 
     @cached_property
     def centred(self) -> torch.Tensor:
@@ -89,11 +89,11 @@ class Target:
         return torch.from_numpy(self.centroids - self.centre)
 
     @cached_property
-    def rounded(self) -> Rounded:
+    def quantized(self) -> QuantizedRows:
         """The centred centroids as products of bytes read them."""
         starts = range(0, len(self.centroids), _CLUSTERS)
-        found = [round_rows(torch.from_numpy(self.centroids[at : at + _CLUSTERS] - self.centre)) for at in starts]
-        return Rounded(*map(torch.cat, zip(*found, strict=True)))
+        found = [quantize_rows(torch.from_numpy(self.centroids[at : at + _CLUSTERS] - self.centre)) for at in starts]
+        return QuantizedRows(*map(torch.cat, zip(*found, strict=True)))
 
     @cached_property
     def held(self) -> dict[torch.device, Any]:
@@ -101,17 +101,19 @@ class Target:
         return {}
 
 
-def prepare(centroids: NDArray[np.floating], moved: NDArray[np.int64] | None = None) -> Target:
-    """Make (K, D) centroids ready; moved: as in `Target`."""
-    return Target(np.ascontiguousarray(centroids, np.float32), moved)
+def prepare(centroids: NDArray[np.floating], moved: NDArray[np.int64] | None = None) -> PreparedCentroids:
+    """Make (K, D) centroids ready; moved: as in `PreparedCentroids`."""
+    return PreparedCentroids(np.ascontiguousarray(centroids, np.float32), moved)
 
 
-def round_rows(rows: torch.Tensor, room: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)) -> Rounded:
-    """Round (n, D) float32 rows to 8 bits, each with a scale of its own. room: two of that shape to write over."""
-    scales = (torch.abs(rows, out=room[0]).amax(dim=1) / 127).clamp_min_(_SMALLEST)
-    whole = torch.div(rows, scales[:, None], out=room[0]).round_()
+def quantize_rows(
+    rows: torch.Tensor, scratch: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+) -> QuantizedRows:
+    """Round (n, D) float32 rows to 8 bits, each with a scale of its own. memory_budget: two of that shape to write over."""
+    scales = (torch.abs(rows, out=scratch[0]).amax(dim=1) / 127).clamp_min_(_SMALLEST)
+    whole = torch.div(rows, scales[:, None], out=scratch[0]).round_()
     vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)
     norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE + vanished
-    left = torch.addcmul(rows, whole, scales[:, None], value=-1, out=room[1])
+    left = torch.addcmul(rows, whole, scales[:, None], value=-1, out=scratch[1])
     misses = torch.linalg.vector_norm(left, dim=1) * _INFLATE
-    return Rounded(whole.to(torch.int8), scales, norms, misses + norms * ROUNDING + vanished)
+    return QuantizedRows(whole.to(torch.int8), scales, norms, misses + norms * ROUNDING + vanished)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.search.centroids import Target
-from raycluster.clustering.search.rerank import decide, product_error
+from raycluster.clustering.search.centroids import PreparedCentroids
+from raycluster.clustering.search.rerank import nearest_in_float64, product_error
 from raycluster.features.matrix import device
 
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
@@ -33,56 +33,58 @@ def in_tiles(values: NDArray[np.floating], search: Search, size: int) -> NDArray
     return labels
 
 
-def slacks(norms: torch.Tensor, target: Target) -> torch.Tensor:
+def error_bounds(norms: torch.Tensor, prepared: PreparedCentroids) -> torch.Tensor:
     """How far two float32 scores of a row may be off together. norms: of rows about the centre, any shape."""
-    dim = len(target.centre)
-    return product_error(dim) * target.reach * (norms + target.reach / 2) + dim * 2.0**-125
+    dim = len(prepared.centre)
+    return product_error(dim) * prepared.max_norm * (norms + prepared.max_norm / 2) + dim * 2.0**-125
 
 
-def float_search(target: Target) -> tuple[Search, int]:
+def float_search(prepared: PreparedCentroids) -> tuple[Search, int]:
     """A search by product scores x.c - |c|^2 / 2, and the number of rows it wants at a time."""
     where = device()
-    centred, offsets = target.centred.to(where), target.offsets.to(where)
+    centred, offsets = prepared.centred.to(where), prepared.offsets.to(where)
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
-        rows = torch.from_numpy(tile - target.centre).to(where)
+        rows = torch.from_numpy(tile - prepared.centre).to(where)
         scores = torch.addmm(offsets, rows, centred.T)
         best, labels = _argmax(scores)
         scores.scatter_(1, labels, -torch.inf)
         second = scores.amax(dim=1, keepdim=True)
-        slack = slacks(torch.linalg.vector_norm(rows, dim=1, keepdim=True), target)
+        error_bound = error_bounds(torch.linalg.vector_norm(rows, dim=1, keepdim=True), prepared)
         # Negated, so that what overflowed to NaN counts as too close; likewise the candidates.
-        doubtful = (~(best - second > slack))[:, 0]
+        doubtful = (~(best - second > error_bound))[:, 0]
         result: NDArray[np.int64] = labels[:, 0].cpu().numpy()
         if doubtful.any():
             scores.scatter_(1, labels, best)
-            candidates = ~(scores[doubtful] < (best - slack)[doubtful])
+            candidates = ~(scores[doubtful] < (best - error_bound)[doubtful])
             chosen = doubtful.cpu().numpy()
             places, columns = np.nonzero(candidates.cpu().numpy())
-            result[chosen] = decide(tile[chosen], places, columns, target.centroids)
+            result[chosen] = nearest_in_float64(tile[chosen], places, columns, prepared.centroids)
         return result
 
-    size = min(_TILE_ROWS[where.type], max(64, _TILE_SCORES[where.type] // len(target.centroids)))
+    size = min(_TILE_ROWS[where.type], max(64, _TILE_SCORES[where.type] // len(prepared.centroids)))
     return search, size
 
 
-def faiss_search(target: Target) -> tuple[Search, int]:
+def faiss_search(prepared: PreparedCentroids) -> tuple[Search, int]:
     """The same search with faiss's flat index as the proposer."""
     import faiss  # takes a second to load, and few ask for it
 
-    index = faiss.IndexFlatL2(len(target.centre))
-    index.add(target.centred.numpy())
-    search_again, _ = float_search(target)
+    index = faiss.IndexFlatL2(len(prepared.centre))
+    index.add(prepared.centred.numpy())
+    search_again, _ = float_search(prepared)
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
-        rows = tile - target.centre
+        rows = tile - prepared.centre
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(torch.get_num_threads())
         distances, columns = index.search(rows, min(2, index.ntotal))
         faiss.omp_set_num_threads(threads)
         labels: NDArray[np.int64] = columns[:, 0].copy()
-        slack = product_error(index.d) * (np.linalg.norm(rows, axis=1) + target.reach) ** 2 + index.d * 2.0**-125
-        doubtful = ~(distances[:, -1] - distances[:, 0] > slack)
+        error_bound = (
+            product_error(index.d) * (np.linalg.norm(rows, axis=1) + prepared.max_norm) ** 2 + index.d * 2.0**-125
+        )
+        doubtful = ~(distances[:, -1] - distances[:, 0] > error_bound)
         if doubtful.any():
             labels[doubtful] = search_again(tile[doubtful])
         return labels

@@ -42,7 +42,7 @@ class _Target(ctypes.Structure):
     )
 
 
-class Packed(NamedTuple):
+class PackedCentroids(NamedTuple):
     """Centroids in the form the kernel scans, with the arrays that it points to. support: the processor it is for."""
 
     structure: _Target
@@ -84,12 +84,12 @@ def pack(
     exact: NDArray[np.float32],
     centre: NDArray[np.float32],
     offsets: NDArray[np.float32],
-    reach: float,
+    max_norm: float,
     instructions: int,
-) -> Packed | None:
-    """Make centroids ready (see `nearest.Target`); None if they are outside of what the error bounds cover."""
+) -> PackedCentroids | None:
+    """Make centroids ready (see `nearest.PreparedCentroids`); None if they are outside of what the error bounds cover."""
     num_centroids, dim = exact.shape
-    if dim > _LARGEST_DIM or not _REACH[0] < reach < _REACH[1]:
+    if dim > _LARGEST_DIM or not _REACH[0] < max_norm < _REACH[1]:
         return None
     padded = -(-num_centroids // _PANEL) * _PANEL
     packed = np.empty((padded, -(-dim // 4) * 4), np.uint8)
@@ -100,13 +100,13 @@ def pack(
     if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
         raise MemoryError("no memory left for packing centroids")
     arrays = (exact, centre, offsets, packed, *tables)
-    slack = 2.04 * (dim + 8) * 2.0**-24
-    structure = _Target(*sizes, *[_at(array) for array in arrays], reach, slack)
-    return Packed(structure, arrays, instructions)
+    error_bound = 2.04 * (dim + 8) * 2.0**-24
+    structure = _Target(*sizes, *[_at(array) for array in arrays], max_norm, error_bound)
+    return PackedCentroids(structure, arrays, instructions)
 
 
 def search(
-    values: NDArray[np.float32], target: Packed, previous: NDArray[np.int64] | None = None
+    values: NDArray[np.float32], prepared: PackedCentroids, previous: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], int]:
     """Labels (n,) of the nearest centroids, -1 where only a caller can decide, and how many these are."""
     kernel = library()
@@ -116,9 +116,9 @@ def search(
     undecided = kernel.raycluster_search(
         _at(rows),
         len(rows),
-        ctypes.byref(target.structure),
+        ctypes.byref(prepared.structure),
         None if hint is None else _at(hint),
-        target.support,
+        prepared.support,
         _at(labels),
     )
     if undecided < 0:
@@ -139,7 +139,9 @@ def add_rows(
     kernel.raycluster_sums(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(totals))
 
 
-def spread(values: NDArray[np.float32], labels: NDArray[np.int64], scale: float, centroids: NDArray[np.float32]) -> int:
+def inertia_sum(
+    values: NDArray[np.float32], labels: NDArray[np.int64], scale: float, centroids: NDArray[np.float32]
+) -> int:
     """Sum of round((x - c)^2 * scale) over all values, c the centroid of the row's label."""
     kernel = library()
     assert kernel is not None

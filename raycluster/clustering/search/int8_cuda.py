@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from raycluster.clustering.search.centroids import Rounded, Target, prepare, round_rows
-from raycluster.clustering.search.float32 import Search, float_search, slacks
-from raycluster.clustering.search.int8_torch import GROUP, Pairs, label, within_bounds
+from raycluster.clustering.search.centroids import PreparedCentroids, QuantizedRows, prepare, quantize_rows
+from raycluster.clustering.search.float32 import Search, error_bounds, float_search
+from raycluster.clustering.search.int8_torch import GROUP, Pairs, label_rows, within_bounds
 
 _TILE_ROWS = 1 << 16
 _TILE_GROUPS = 1 << 26  # of all rows together, likewise the values: 256 MB and 64 MB
@@ -42,21 +42,21 @@ class _Held(NamedTuple):
     packed: Any
 
 
-def can_search(target: Target, where: torch.device) -> bool:
+def can_search(prepared: PreparedCentroids, where: torch.device) -> bool:
     """Whether the error bounds hold for these centroids, and the kernel works on that device."""
     with _trial:  # else several threads might compile it, and tell why it cannot be
-        return within_bounds(target) and _works(where, len(target.centre))
+        return within_bounds(prepared) and _works(where, len(prepared.centre))
 
 
-def gpu_search(target: Target, where: torch.device) -> tuple[Search, int]:
+def gpu_search(prepared: PreparedCentroids, where: torch.device) -> tuple[Search, int]:
     """A search by products of bytes on a device, and the number of rows it wants at a time."""
-    held = target.held.get(where)
+    held = prepared.held.get(where)
     if held is None:
-        held = target.held[where] = _hold(target, where)
+        held = prepared.held[where] = _hold(prepared, where)
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
         rows = torch.tensor(np.ascontiguousarray(tile), device=where).sub_(held.centre)
-        return label(tile, rows, round_rows(rows), target, partial(_candidates, held))
+        return label_rows(tile, rows, quantize_rows(rows), prepared, partial(_candidates, held))
 
     num_groups, dim = held.members.shape[0], held.members.shape[2]
     return search, max(64, min(_TILE_ROWS, _TILE_GROUPS // num_groups, _TILE_VALUES // dim))
@@ -69,9 +69,9 @@ def _works(where: torch.device, dim: int) -> bool:
     """
     rng = np.random.default_rng(0)
     tile, centroids = (rng.standard_normal((count, dim), np.float32) for count in (200, 300))
-    target = prepare(centroids)
+    prepared = prepare(centroids)
     try:
-        if not np.array_equal(gpu_search(target, where)[0](tile), float_search(target)[0](tile)):
+        if not np.array_equal(gpu_search(prepared, where)[0](tile), float_search(prepared)[0](tile)):
             raise ArithmeticError("the kernel compiled for it finds other labels")
     except Exception as error:  # Triton and what it calls raise whatever they like
         log.warning("k-means by float32 products on a GPU, several times slower, same results: %s", error)
@@ -79,35 +79,35 @@ def _works(where: torch.device, dim: int) -> bool:
     return True
 
 
-def _hold(target: Target, where: torch.device) -> _Held:
+def _hold(prepared: PreparedCentroids, where: torch.device) -> _Held:
     from raycluster.clustering.search.triton_kernel import pack_centroids  # needs Triton
 
-    centre, offsets = torch.tensor(target.centre, device=where), target.offsets.to(where)
-    centred = torch.tensor(target.centroids, device=where).sub_(centre)
+    centre, offsets = torch.tensor(prepared.centre, device=where), prepared.offsets.to(where)
+    centred = torch.tensor(prepared.centroids, device=where).sub_(centre)
     missing = -len(offsets) % GROUP
     members = pad(centred, (0, 0, 0, missing)).view(-1, GROUP, len(centre))
     padded = pad(offsets, (0, missing), value=-torch.inf).view(-1, GROUP)
-    rounded = [round_rows(part) for part in centred.split(max(1, _TILE_VALUES // len(centre)))]
-    packed = pack_centroids(Rounded(*map(torch.cat, zip(*rounded, strict=True))), offsets)
+    quantized = [quantize_rows(part) for part in centred.split(max(1, _TILE_VALUES // len(centre)))]
+    packed = pack_centroids(QuantizedRows(*map(torch.cat, zip(*quantized, strict=True))), offsets)
     return _Held(centre, members, padded, packed)
 
 
-def _candidates(held: _Held, rows: torch.Tensor, rounded: Rounded, target: Target) -> Pairs | None:
+def _candidates(held: _Held, rows: torch.Tensor, quantized: QuantizedRows, prepared: PreparedCentroids) -> Pairs | None:
     """The centroids that may be nearest by their float32 scores; None if groups that hold some are very many."""
     from raycluster.clustering.search.triton_kernel import highest, pack_rows
 
-    tops = highest(pack_rows(rounded), held.packed)[: len(rows), : len(held.members)]
-    slack, likely = slacks(rounded.norms, target), tops.argmax(dim=1)
+    tops = highest(pack_rows(quantized), held.packed)[: len(rows), : len(held.members)]
+    error_bound, likely = error_bounds(quantized.norms, prepared), tops.argmax(dim=1)
     first = _scores(rows, torch.arange(len(rows), device=rows.device), likely, held)
-    reached = tops >= (first.amax(dim=1) - 2.5 * slack)[:, None]
+    reached = tops >= (first.amax(dim=1) - 2.5 * error_bound)[:, None]
     if int(reached.sum()) > _SURVIVORS * len(rows):
         return None
     places, groups = torch.nonzero(reached, as_tuple=True)
     known = groups == likely[places]
     scores = first[places]
     scores[~known] = _scores(rows, places[~known], groups[~known], held)
-    best = torch.full_like(slack, -torch.inf).scatter_reduce_(0, places, scores.amax(dim=1), "amax")
-    which, member = torch.nonzero(scores >= (best - slack)[places, None], as_tuple=True)
+    best = torch.full_like(error_bound, -torch.inf).scatter_reduce_(0, places, scores.amax(dim=1), "amax")
+    which, member = torch.nonzero(scores >= (best - error_bound)[places, None], as_tuple=True)
     return Pairs(places[which], groups[which] * GROUP + member)
 
 

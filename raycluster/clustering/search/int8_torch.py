@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.search.centroids import ROUNDING, Rounded, Target, round_rows
-from raycluster.clustering.search.float32 import Search, float_search, in_tiles, slacks
-from raycluster.clustering.search.rerank import decide
+from raycluster.clustering.search.centroids import ROUNDING, PreparedCentroids, QuantizedRows, quantize_rows
+from raycluster.clustering.search.float32 import Search, error_bounds, float_search, in_tiles
+from raycluster.clustering.search.rerank import nearest_in_float64
 from raycluster.features.matrix import device
 
 # Large enough for the calls of Python to matter little, small enough for the caches.
@@ -40,7 +40,7 @@ class Pairs(NamedTuple):
     columns: torch.Tensor
 
 
-class _Room(threading.local):
+class ScratchBuffers(threading.local):
     """Memory that a thread uses again for every tile: to ask the system for it anew would take a third of the time."""
 
     def __init__(self) -> None:
@@ -64,92 +64,94 @@ class _Room(threading.local):
     def reserve(self, num_rows: int, num_centroids: int) -> torch.Tensor:
         """(n, K padded) that ends with -infinity."""
         if num_rows > len(self.tops) or num_centroids != self.num_centroids:
-            lane = GROUP * _VECTOR
-            self.tops = torch.full((num_rows, -(-num_centroids // lane) * lane), -torch.inf)
+            stream = GROUP * _VECTOR
+            self.tops = torch.full((num_rows, -(-num_centroids // stream) * stream), -torch.inf)
             self.num_centroids = num_centroids
         return self.tops[:num_rows]
 
 
-_room = _Room()
+_room = ScratchBuffers()
 
 
-def can_search(target: Target) -> bool:
+def can_search(prepared: PreparedCentroids) -> bool:
     """Whether the processor multiplies bytes fast, and the error bounds hold for these centroids."""
     fast = device().type == "cpu" and torch.cpu.get_capabilities().get("avx512_vnni", False)
-    return fast and within_bounds(target)
+    return fast and within_bounds(prepared)
 
 
-def within_bounds(target: Target) -> bool:
+def within_bounds(prepared: PreparedCentroids) -> bool:
     """Whether the error bounds of products of bytes hold for these centroids."""
-    return _REACH[0] < target.reach < _REACH[1] and len(target.centre) <= _LARGEST_DIM
+    return _REACH[0] < prepared.max_norm < _REACH[1] and len(prepared.centre) <= _LARGEST_DIM
 
 
-def byte_search(target: Target) -> tuple[Search, int]:
+def byte_search(prepared: PreparedCentroids) -> tuple[Search, int]:
     """A search by products of bytes, and the number of rows it wants at a time."""
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
-        rows = torch.from_numpy(_room.centred(tile, target.centre))
-        parts = [round_rows(part, _room.two(*part.shape)) for part in rows.split(_PANEL_SCORES // rows.shape[1])]
-        return label(tile, rows, Rounded(*map(torch.cat, zip(*parts, strict=True))), target, _candidates)
+        rows = torch.from_numpy(_room.centred(tile, prepared.centre))
+        parts = [quantize_rows(part, _room.two(*part.shape)) for part in rows.split(_PANEL_SCORES // rows.shape[1])]
+        return label_rows(tile, rows, QuantizedRows(*map(torch.cat, zip(*parts, strict=True))), prepared, _candidates)
 
-    return search, min(_TILE_ROWS, max(64, _TILE_SCORES // len(target.centroids)))
+    return search, min(_TILE_ROWS, max(64, _TILE_SCORES // len(prepared.centroids)))
 
 
-def label(
+def label_rows(
     tile: NDArray[np.float32],
     rows: torch.Tensor,
-    rounded: Rounded,
-    target: Target,
-    propose: Callable[[torch.Tensor, Rounded, Target], Pairs | None],
+    quantized: QuantizedRows,
+    prepared: PreparedCentroids,
+    propose: Callable[[torch.Tensor, QuantizedRows, PreparedCentroids], Pairs | None],
 ) -> NDArray[np.int64]:
     """Labels (n,) of a tile, decided among the candidates proposed for its rows; among all centroids if None are.
 
     rows: tile - target.centre, where `propose` wants them.
     """
     pairs = None
-    if bool((rounded.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
-        pairs = propose(rows, rounded, target)
-    return in_tiles(tile, *float_search(target)) if pairs is None else _settle(tile, pairs, target)
+    if bool((quantized.norms < 2.0**50).all()):  # else squares might leave float32; NaN is not less either
+        pairs = propose(rows, quantized, prepared)
+    return in_tiles(tile, *float_search(prepared)) if pairs is None else _settle(tile, pairs, prepared)
 
 
-def _upper_ends(rounded: Rounded, target: Target) -> torch.Tensor:
+def _upper_ends(quantized: QuantizedRows, prepared: PreparedCentroids) -> torch.Tensor:
     """Upper ends of the scores of all centroids, (n, K padded)."""
-    centroids, num_rows, num_centroids = target.rounded, len(rounded.scales), len(target.offsets)
+    centroids, num_rows, num_centroids = prepared.quantized, len(quantized.scales), len(prepared.offsets)
     tops, panel = _room.reserve(num_rows, num_centroids), max(1, _PANEL_SCORES // num_rows)
     # In units of a row's scale both errors are of like size for all rows, however long.
-    error, length = (float((size / rounded.scales).max()) for size in (rounded.errors, rounded.norms + rounded.errors))
+    error, length = (
+        float((size / quantized.scales).max()) for size in (quantized.errors, quantized.norms + quantized.errors)
+    )
     missing = error * centroids.norms + length * centroids.errors
-    ends = target.offsets + centroids.norms.square() * ROUNDING
+    upper_bounds = prepared.offsets + centroids.norms.square() * ROUNDING
     for start in range(0, num_centroids, panel):
         part = slice(start, min(start + panel, num_centroids))
         shape = num_rows, part.stop - start
         whole, scaled = (flat[: shape[0] * shape[1]].view(shape) for flat in (_room.whole, _room.scaled))
-        torch._int_mm(rounded.values, centroids.values[part].T, out=whole)
+        torch._int_mm(quantized.values, centroids.values[part].T, out=whole)
         torch.addcmul(missing[part], scaled.copy_(whole), centroids.scales[part], out=scaled)
-        torch.addcmul(ends[part], scaled, rounded.scales[:, None], out=tops[:, part])
+        torch.addcmul(upper_bounds[part], scaled, quantized.scales[:, None], out=tops[:, part])
     return tops
 
 
-def _candidates(rows: torch.Tensor, rounded: Rounded, target: Target) -> Pairs | None:
+def _candidates(rows: torch.Tensor, quantized: QuantizedRows, prepared: PreparedCentroids) -> Pairs | None:
     """The centroids that may be nearest by their float32 scores; None if they are very many."""
-    tops, slack = _upper_ends(rounded, target), slacks(rounded.norms, target)
+    tops, error_bound = _upper_ends(quantized, prepared), error_bounds(quantized.norms, prepared)
     groups, everyone = tops.shape[1] // GROUP, torch.arange(len(rows))
     highest = tops.view(len(rows), GROUP, groups).amax(dim=1)
     group = highest.argmax(dim=1)
     likely = Pairs(everyone, _members(tops, everyone, group).argmax(dim=1) * groups + group)
-    floor = _scores(rows, likely, target) - 2.5 * slack
+    floor = _scores(rows, likely, prepared) - 2.5 * error_bound
     places, found = torch.nonzero(highest >= floor[:, None], as_tuple=True)
     which, member = torch.nonzero(_members(tops, places, found) >= floor[places, None], as_tuple=True)
     pairs = Pairs(places[which], member * groups + found[which])
     if len(which) > _CANDIDATES * len(rows):
         return None
-    scores = _scores(rows, pairs, target)
+    scores = _scores(rows, pairs, prepared)
     best = torch.full((len(rows),), -torch.inf).scatter_reduce_(0, pairs.rows, scores, "amax")
-    close = scores >= (best - slack)[pairs.rows]
+    close = scores >= (best - error_bound)[pairs.rows]
     return Pairs(pairs.rows[close], pairs.columns[close])
 
 
-def _settle(tile: NDArray[np.float32], pairs: Pairs, target: Target) -> NDArray[np.int64]:
+def _settle(tile: NDArray[np.float32], pairs: Pairs, prepared: PreparedCentroids) -> NDArray[np.int64]:
     """The one centroid of each row, by float64 distances where there are several."""
     rows, columns = pairs.rows.cpu().numpy(), pairs.columns.cpu().numpy()
     labels = np.empty(len(tile), np.int64)
@@ -157,7 +159,7 @@ def _settle(tile: NDArray[np.float32], pairs: Pairs, target: Target) -> NDArray[
     several = (np.bincount(rows) > 1)[rows]
     if several.any():
         rows, columns = rows[several], columns[several]
-        labels[np.unique(rows)] = decide(tile, rows, columns, target.centroids)
+        labels[np.unique(rows)] = nearest_in_float64(tile, rows, columns, prepared.centroids)
     return labels
 
 
@@ -167,12 +169,12 @@ def _members(tops: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor) -> to
     return tops.view(-1).take(first[:, None] + torch.arange(0, tops.shape[1], tops.shape[1] // GROUP))
 
 
-def _scores(rows: torch.Tensor, pairs: Pairs, target: Target) -> torch.Tensor:
+def _scores(rows: torch.Tensor, pairs: Pairs, prepared: PreparedCentroids) -> torch.Tensor:
     """Scores of pairs in float32."""
-    centroids, centre, dim = torch.from_numpy(target.centroids), torch.from_numpy(target.centre), rows.shape[1]
+    centroids, centre, dim = torch.from_numpy(prepared.centroids), torch.from_numpy(prepared.centre), rows.shape[1]
     size, products = max(1, _PANEL_SCORES // dim), []
     for those, columns in zip(pairs.rows.split(size), pairs.columns.split(size), strict=True):
         left, right = _room.two(len(those), dim)
         torch.index_select(centroids, 0, columns, out=left).sub_(centre)
         products.append(left.mul_(torch.index_select(rows, 0, those, out=right)).sum(dim=1))
-    return torch.cat(products) + target.offsets[pairs.columns]
+    return torch.cat(products) + prepared.offsets[pairs.columns]

@@ -17,7 +17,7 @@ def product_error(dim: int) -> float:
     return 2.04 * (rounding + 2 * _INPUT_ERROR[torch.get_float32_matmul_precision()])
 
 
-def decide(
+def nearest_in_float64(
     values: NDArray[np.floating], rows: NDArray[np.intp], columns: NDArray[np.intp], centroids: NDArray[np.float32]
 ) -> NDArray[np.int64]:
     """The nearest of its candidates for every row that has any, the lowest of several equally near ones.

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch.nn.functional import pad
 
-from raycluster.clustering.search.centroids import ROUNDING, Rounded
+from raycluster.clustering.search.centroids import ROUNDING, QuantizedRows
 from raycluster.clustering.search.int8_torch import GROUP
 
 _ROWS, _COLUMNS = 128, 128
@@ -23,31 +23,31 @@ _LONGEST = 256  # vectors up to this length are multiplied in one piece, longer 
 _PIECE = 128
 
 
-class Packed(NamedTuple):
+class PackedBytes(NamedTuple):
     """Vectors in whole blocks. values: (n padded, D padded) int8. tables: (number of tables, n padded) float32."""
 
     values: torch.Tensor
     tables: torch.Tensor
 
 
-def pack_rows(rounded: Rounded) -> Packed:
+def pack_rows(quantized: QuantizedRows) -> PackedBytes:
     """Rows as the kernel reads them: scales, and both errors in units of these."""
-    lengths = (rounded.norms + rounded.errors) / rounded.scales
-    tables = torch.stack([rounded.scales, rounded.errors / rounded.scales, lengths])
-    missing = -len(rounded.values) % _ROWS
-    return Packed(_widened(rounded.values, missing), pad(tables, (0, missing)))
+    lengths = (quantized.norms + quantized.errors) / quantized.scales
+    tables = torch.stack([quantized.scales, quantized.errors / quantized.scales, lengths])
+    missing = -len(quantized.values) % _ROWS
+    return PackedBytes(_widened(quantized.values, missing), pad(tables, (0, missing)))
 
 
-def pack_centroids(rounded: Rounded, offsets: torch.Tensor) -> Packed:
+def pack_centroids(quantized: QuantizedRows, offsets: torch.Tensor) -> PackedBytes:
     """Centroids as the kernel reads them; the last block ends with some that are near to nothing. offsets: (K,)."""
     missing = -len(offsets) % _COLUMNS
-    ends = pad(offsets + rounded.norms.square() * ROUNDING, (0, missing), value=-torch.inf)
-    tables = torch.stack([*(pad(table, (0, missing)) for table in rounded[1:]), ends])
-    order = torch.arange(len(ends), device=ends.device).view(-1, _COLUMNS // GROUP, GROUP).mT.flatten()
-    return Packed(_widened(rounded.values, missing).index_select(0, order), tables.index_select(1, order))
+    upper_bounds = pad(offsets + quantized.norms.square() * ROUNDING, (0, missing), value=-torch.inf)
+    tables = torch.stack([*(pad(table, (0, missing)) for table in quantized[1:]), upper_bounds])
+    order = torch.arange(len(upper_bounds), device=upper_bounds.device).view(-1, _COLUMNS // GROUP, GROUP).mT.flatten()
+    return PackedBytes(_widened(quantized.values, missing).index_select(0, order), tables.index_select(1, order))
 
 
-def highest(rows: Packed, centroids: Packed) -> torch.Tensor:
+def highest(rows: PackedBytes, centroids: PackedBytes) -> torch.Tensor:
     """The highest upper end of the scores of each group of centroids, (n padded, K padded / GROUP) float32."""
     (num_rows, dim), num_centroids = rows.values.shape, len(centroids.values)
     found = torch.empty(num_rows, num_centroids // GROUP, device=rows.values.device)
@@ -115,6 +115,6 @@ def _highest(
         table = centroid_tables + columns
         missing = error * tl.load(table + num_centroids) + length * tl.load(table + 2 * num_centroids)
         scaled = products.to(tl.float32) * tl.load(table)[None, :] + missing[None, :]
-        ends = scaled * scales[:, None] + tl.load(table + 3 * num_centroids)[None, :]
-        members = tl.reshape(ends, (ROWS, GROUP, COLUMNS // GROUP))
+        upper_bounds = scaled * scales[:, None] + tl.load(table + 3 * num_centroids)[None, :]
+        members = tl.reshape(upper_bounds, (ROWS, GROUP, COLUMNS // GROUP))
         tl.store(groups + start // GROUP, tl.max(members, axis=1))

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.sinkhorn.labels import Labels, labels_of
 from raycluster.clustering.sinkhorn.passes import Passes
-from raycluster.clustering.sinkhorn.solver import Found, Goal, Solver
+from raycluster.clustering.sinkhorn.solver import Problem, Solution, Solver
 from raycluster.clustering.sinkhorn.sparse import Classifier, pack
-from raycluster.features.matrix import Features, extent
-from raycluster.types import UserError
+from raycluster.features.matrix import feature_stats
+from raycluster.types import Features, UserError
 
 Rounding = Literal["argmax", "exact"]
 Head: TypeAlias = "tuple[NDArray[np.floating], NDArray[np.floating]]"
@@ -77,7 +77,7 @@ def sinkhorn(
     Labels and figures are bit-identical for any blocks in any order. Raises UserError if something is not finite or
     shapes do not fit.
     """
-    extent(features)
+    feature_stats(features)
     if not (np.isfinite(sharpness) and sharpness > 0 and 0 < tolerance < 1 and max_iterations >= 1):
         raise UserError(
             "sharpness must be > 0 and finite, tolerance between 0 and 1, max_iterations >= 1; seen "
@@ -91,43 +91,45 @@ def sinkhorn(
     affordable = _MEMORY * 4 * features.dim / _BYTES_PER_CANDIDATE / len(counts)
     budgets = [max(_FEWEST_KEPT, min(affordable, _MOST_KEPT * len(prior))) for prior in shares]
     goals = [
-        Goal(index, features.num_rows, prior, sharpness, tolerance, max_iterations, budget)
+        Problem(index, features.num_rows, prior, sharpness, tolerance, max_iterations, budget)
         for index, (prior, budget) in enumerate(zip(shares, budgets, strict=True))
     ]
     passes = Passes(features, classifiers, token_hex(8))
     try:
         found = _solve(passes, goals, scalings)
-        labelled = labels_of(passes, [one.ask for one in found], shares if rounding == "exact" else None)
+        labelled = labels_of(passes, [one.query for one in found], shares if rounding == "exact" else None)
     finally:
         passes.forget()
     return _result(labelled, found, goals)
 
 
-def _solve(passes: Passes, goals: list[Goal], starts: list[NDArray[np.float64]]) -> list[Found]:
+def _solve(passes: Passes, goals: list[Problem], starts: list[NDArray[np.float64]]) -> list[Solution]:
     """All heads side by side: one pass over the rows answers what each of them asks next."""
-    solvers = [Solver(goal).steps(u) for goal, u in zip(goals, starts, strict=True)]
-    found: dict[int, Found] = {}
-    asks = {index: next(solver) for index, solver in enumerate(solvers)}
-    while asks:
-        answers = passes.answer(list(asks.values()))
-        for index, answer in zip(list(asks), answers, strict=True):
+    solvers = [Solver(problem).steps(u) for problem, u in zip(goals, starts, strict=True)]
+    found: dict[int, Solution] = {}
+    queries = {index: next(solver) for index, solver in enumerate(solvers)}
+    while queries:
+        answers = passes.answer(list(queries.values()))
+        for index, answer in zip(list(queries), answers, strict=True):
             try:
-                asks[index] = solvers[index].send(answer)
+                queries[index] = solvers[index].send(answer)
             except StopIteration as done:
                 found[index] = done.value
-                del asks[index]
+                del queries[index]
     return [found[index] for index in range(len(goals))]
 
 
-def _result(labelled: list[Labels], found: list[Found], goals: list[Goal]) -> Sinkhorn:
+def _result(labelled: list[Labels], found: list[Solution], goals: list[Problem]) -> Sinkhorn:
     return Sinkhorn(
         samples=labelled[0].samples,
         labels=np.stack([one.labels for one in labelled]),
-        sizes=[np.bincount(one.labels, minlength=len(goal.prior)) for one, goal in zip(labelled, goals, strict=True)],
+        sizes=[
+            np.bincount(one.labels, minlength=len(problem.prior)) for one, problem in zip(labelled, goals, strict=True)
+        ],
         scalings=[one.scaling for one in found],
         marginal_errors=[one.error for one in found],
         iterations=[one.iterations for one in found],
-        converged=[one.error <= goal.tolerance for one, goal in zip(found, goals, strict=True)],
+        converged=[one.error <= problem.tolerance for one, problem in zip(found, goals, strict=True)],
         costs=[one.cost for one in labelled],
         rounding_costs=[one.rounding_cost for one in labelled],
     )

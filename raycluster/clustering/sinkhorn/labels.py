@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from raycluster.clustering.sinkhorn.native import candidates
-from raycluster.clustering.sinkhorn.passes import Ask, Passes, chosen
-from raycluster.clustering.sinkhorn.rounding import Choices, rounded, whole_sizes
+from raycluster.clustering.sinkhorn.passes import Passes, Query, chosen
+from raycluster.clustering.sinkhorn.rounding import Choices, quantized, whole_sizes
 from raycluster.clustering.sinkhorn.sparse import Candidates, Classifier
 from raycluster.types import Block
 
@@ -36,17 +36,18 @@ class _Rows(NamedTuple):
     norm: NDArray[np.float64]
 
 
-def labels_of(passes: Passes, asks: list[Ask], priors: list[NDArray[np.float64]] | None) -> list[Labels]:
+def labels_of(passes: Passes, queries: list[Query], priors: list[NDArray[np.float64]] | None) -> list[Labels]:
     """Labels of each head at place.scaling + shift: the best cluster of each row, or of exact sizes for `priors`."""
     if priors is None:
-        return [_best(rows, ask) for rows, ask in zip(_rows(passes, asks, 1), asks, strict=True)]
+        return [_best(rows, query) for rows, query in zip(_rows(passes, queries, 1), queries, strict=True)]
     return [
-        _exact(passes, ask, _rows(passes, [ask], _CHOICES)[0], prior) for ask, prior in zip(asks, priors, strict=True)
+        _exact(passes, query, _rows(passes, [query], _CHOICES)[0], prior)
+        for query, prior in zip(queries, priors, strict=True)
     ]
 
 
-def _rows(passes: Passes, asks: list[Ask], num_choices: int) -> list[_Rows]:
-    parts = passes.gather(_choices, asks, num_choices)
+def _rows(passes: Passes, queries: list[Query], num_choices: int) -> list[_Rows]:
+    parts = passes.gather(_choices, queries, num_choices)
     result = []
     for found in zip(*parts, strict=True):
         columns = [np.concatenate(column) for column in zip(*found, strict=True)]
@@ -55,20 +56,22 @@ def _rows(passes: Passes, asks: list[Ask], num_choices: int) -> list[_Rows]:
     return result
 
 
-def _choices(block: Block, token: str, asks: list[Ask], heads: list[Classifier], num_choices: int) -> list[list[_Rows]]:
+def _choices(
+    block: Block, token: str, queries: list[Query], heads: list[Classifier], num_choices: int
+) -> list[list[_Rows]]:
     found = []
-    for ask in asks:
-        parts = [_ranked(part, ask, num_choices) for part in chosen(block, token, ask, heads[ask.head])]
+    for query in queries:
+        parts = [_ranked(part, query, num_choices) for part in chosen(block, token, query, heads[query.head])]
         found.append(_Rows(block.samples, *(np.concatenate(column) for column in zip(*parts, strict=True))))
     return [found]
 
 
 def _ranked(
-    part: Candidates, ask: Ask, num_choices: int
+    part: Candidates, query: Query, num_choices: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
     num_rows = len(part.top)
     row = np.repeat(np.arange(num_rows), np.diff(part.first))
-    score = part.score + ask.shift[part.cluster]
+    score = part.score + query.shift[part.cluster]
     order = np.lexsort((part.cluster, -score, row)) if num_choices > 1 else _bests(part, row, score)
     first = part.first[:-1] if num_choices > 1 else np.arange(num_rows)
     place = np.arange(len(order)) - first[row[order]]
@@ -76,7 +79,7 @@ def _ranked(
     clusters = np.full((num_rows, num_choices), -1, np.int32)
     scores = np.full((num_rows, num_choices), -np.inf)
     clusters[row[order], place], scores[row[order], place] = part.cluster[order], score[order]
-    return clusters, scores, part.top - ask.place.sharpness * part.norm
+    return clusters, scores, part.top - query.place.sharpness * part.norm
 
 
 def _bests(part: Candidates, row: NDArray[np.intp], score: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -87,44 +90,44 @@ def _bests(part: Candidates, row: NDArray[np.intp], score: NDArray[np.float64]) 
     return ties[np.flatnonzero(np.diff(row[ties], prepend=-1))]
 
 
-def _log_probs(rows: _Rows, ask: Ask, labels: NDArray[np.int32]) -> NDArray[np.float64]:
+def _log_probs(rows: _Rows, query: Query, labels: NDArray[np.int32]) -> NDArray[np.float64]:
     """(N,) log p at the labels; those of rows with no such choice are NaN."""
     scores = np.where(rows.clusters == labels[:, None], rows.scores, -np.inf).max(axis=1)
-    scaling = (ask.place.scaling + ask.shift)[labels]
-    found: NDArray[np.float64] = (scores - scaling + rows.norm) / ask.place.sharpness
+    scaling = (query.place.scaling + query.shift)[labels]
+    found: NDArray[np.float64] = (scores - scaling + rows.norm) / query.place.sharpness
     return found
 
 
-def _best(rows: _Rows, ask: Ask) -> Labels:
+def _best(rows: _Rows, query: Query) -> Labels:
     labels = rows.clusters[:, 0]
-    return Labels(rows.samples, labels, -float(_log_probs(rows, ask, labels).mean()), 0.0)
+    return Labels(rows.samples, labels, -float(_log_probs(rows, query, labels).mean()), 0.0)
 
 
-def _exact(passes: Passes, ask: Ask, rows: _Rows, prior: NDArray[np.float64]) -> Labels:
+def _exact(passes: Passes, query: Query, rows: _Rows, prior: NDArray[np.float64]) -> Labels:
     sizes = whole_sizes(prior, len(rows.samples))
-    labels = rounded(Choices(rows.clusters, rows.scores), sizes)
-    log_probs = _log_probs(rows, ask, labels)
-    room = sizes - np.bincount(labels[labels >= 0], minlength=len(sizes))
+    labels = quantized(Choices(rows.clusters, rows.scores), sizes)
+    log_probs = _log_probs(rows, query, labels)
+    capacity = sizes - np.bincount(labels[labels >= 0], minlength=len(sizes))
     homeless = np.flatnonzero(labels < 0)
     for start in range(0, len(homeless), _TOGETHER):
         some = homeless[start : start + _TOGETHER]
-        labels[some], log_probs[some] = _settle(passes, ask, rows.samples[some], room)
-    before = _best(rows, ask).cost
+        labels[some], log_probs[some] = _settle(passes, query, rows.samples[some], capacity)
+    before = _best(rows, query).cost
     cost = -float(log_probs.mean())
     return Labels(rows.samples, labels, cost, cost - before)
 
 
 def _settle(
-    passes: Passes, ask: Ask, samples: NDArray[np.int64], room: NDArray[np.int64]
+    passes: Passes, query: Query, samples: NDArray[np.int64], capacity: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Clusters with room for rows that have none, at the least loss, and log p there; takes the room."""
     values = passes.features.rows(samples)
-    found = candidates(values, passes.heads[ask.head], ask.place._replace(depth=np.inf))
-    used = np.flatnonzero(np.isfinite(ask.place.scaling))
-    log_probs = found.score.reshape(len(samples), len(used)) - ask.place.scaling[used]
-    log_probs = (log_probs + (found.top - ask.place.sharpness * found.norm)[:, None]) / ask.place.sharpness
-    places = np.repeat(np.arange(len(used)), np.minimum(room[used], len(samples)))
+    found = candidates(values, passes.heads[query.head], query.place._replace(depth=np.inf))
+    used = np.flatnonzero(np.isfinite(query.place.scaling))
+    log_probs = found.score.reshape(len(samples), len(used)) - query.place.scaling[used]
+    log_probs = (log_probs + (found.top - query.place.sharpness * found.norm)[:, None]) / query.place.sharpness
+    places = np.repeat(np.arange(len(used)), np.minimum(capacity[used], len(samples)))
     row, place = linear_sum_assignment(-log_probs[:, places])
     assert len(row) == len(samples)
-    np.subtract.at(room, used[places[place]], 1)
+    np.subtract.at(capacity, used[places[place]], 1)
     return used[places[place]].astype(np.int32), log_probs[row, places[place]]

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.search import int8_cpu
 from raycluster.clustering.sinkhorn import reference
-from raycluster.clustering.sinkhorn.sparse import PANEL, Candidates, Classifier, Place, Plan
+from raycluster.clustering.sinkhorn.sparse import PANEL, Candidates, CandidateWindow, Classifier, Plan
 from raycluster.types import UserError
 
 
-def candidates(values: NDArray[np.floating], head: Classifier, place: Place) -> Candidates:
+def candidates(values: NDArray[np.floating], head: Classifier, place: CandidateWindow) -> Candidates:
     """Of rows (n, D), or (n, K) logits. Raises UserError if a logit overflows."""
     rows = np.ascontiguousarray(values, np.float32)
     library = _library()
@@ -36,8 +36,8 @@ def plan(found: Candidates, shift: NDArray[np.float64], negligible: float, value
     library = _library()
     if library is None:
         return reference.plan(found, shift, negligible, value_scale)
-    num_rows, room = len(found.top), len(found.cluster) + PANEL
-    first, cluster, share = np.zeros(num_rows + 1, np.int64), np.empty(room, np.int32), np.empty(room)
+    num_rows, capacity = len(found.top), len(found.cluster) + PANEL
+    first, cluster, share = np.zeros(num_rows + 1, np.int64), np.empty(capacity, np.int32), np.empty(capacity)
     most = int(np.diff(found.first).max(initial=0))
     inputs = [_at(array) for array in (found.first, found.cluster, found.score)]
     structure, outputs = (
@@ -112,7 +112,7 @@ def support() -> int:
     return 0 if library is None else int(library.sinkhorn_support())
 
 
-def _candidates(rows: NDArray[np.float32], head: Classifier, place: Place) -> Candidates:
+def _candidates(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -> Candidates:
     library, (num_rows, dim), num_clusters = _library(), rows.shape, len(head.bias)
     assert library is not None
     bias = np.zeros(-(-num_clusters // PANEL) * PANEL, np.float32)
@@ -121,8 +121,8 @@ def _candidates(rows: NDArray[np.float32], head: Classifier, place: Place) -> Ca
     packed = None if head.packed is None else _at(head.packed)
     structure = _Head(num_clusters, dim, packed, _at(bias), _at(scaling), place.sharpness, place.depth)
     first = np.zeros(num_rows + 1, np.int64)
-    room = num_rows * num_clusters + PANEL  # memory that is not written to is not taken
-    cluster, score = np.empty(room, np.int32), np.empty(room)
+    capacity = num_rows * num_clusters + PANEL  # memory that is not written to is not taken
+    cluster, score = np.empty(capacity, np.int32), np.empty(capacity)
     tops = np.empty((2, num_rows))
     outputs = [_at(array) for array in (first, cluster, score, tops[0], tops[1])]
     count = library.sinkhorn_candidates(_at(rows), num_rows, ctypes.byref(structure), support(), *outputs)

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from raycluster.clustering import row_cache
 from raycluster.clustering.sinkhorn.native import candidates, marginals, plan, product
-from raycluster.clustering.sinkhorn.sparse import Candidates, Classifier, Place, Plan
-from raycluster.features.matrix import Features
-from raycluster.types import Block
+from raycluster.clustering.sinkhorn.sparse import Candidates, CandidateWindow, Classifier, Plan
+from raycluster.types import Block, Features
 
 _ROWS = 256  # whose candidates are held at a time where they are not kept
 _SAMPLED = 256
@@ -21,21 +20,21 @@ _SAMPLED = 256
 GAPS = 2.0 ** (np.arange(-16, 8 * 28) / 8)
 
 T = TypeVar("T")
-Answer: TypeAlias = "tuple[NDArray[np.int64], ...]"
+Response: TypeAlias = "tuple[NDArray[np.int64], ...]"
 
 
-class Ask(NamedTuple):
+class Query(NamedTuple):
     """What a solver wants to know of one head.
 
     `marginals` at place.scaling + shift: shares, slopes (K,), [value] (see `sinkhorn_kernel`). `product`: the
-    derivative of the marginals there along `vector` (K,). `gaps`: how many scores of about 250 rows, drawn by sample
+    derivative of the marginals there along `vector` (K,). `score_gap_histogram`: how many scores of about 250 rows, drawn by sample
     id, lie how far below the best of their row, and of how many rows. place_id, point: change with place, shift.
     kept: whether candidates and plan are kept where the rows are; if not, they are computed in every pass.
     """
 
     kind: Literal["marginals", "product", "gaps"]
     head: int
-    place: Place
+    place: CandidateWindow
     place_id: int
     kept: bool
     shift: NDArray[np.float64]
@@ -53,23 +52,23 @@ class Passes:
         self.features, self.heads, self.token = features, heads, token
         self._made: set[tuple[int, int]] = set()
 
-    def answer(self, asks: list[Ask]) -> list[Answer]:
+    def answer(self, queries: list[Query]) -> list[Response]:
         """The answers, in one pass. Heads travel only where candidates must be made."""
-        made = {(ask.head, ask.place_id) for ask in asks if ask.kept}
-        travel = len(made) < len(asks) or not made <= self._made
-        *found, lost = self._ask(asks, travel)
+        made = {(query.head, query.place_id) for query in queries if query.kept}
+        travel = len(made) < len(queries) or not made <= self._made
+        *found, lost = self._ask(queries, travel)
         if int(lost[0][0]):  # with a machine: its candidates are made again from what they depend on
-            *found, lost = self._ask(asks, True)
+            *found, lost = self._ask(queries, True)
         self._made |= made
         return found
 
-    def _ask(self, asks: list[Ask], travel: bool) -> tuple[Answer, ...]:
+    def _ask(self, queries: list[Query], travel: bool) -> tuple[Response, ...]:
         heads = self.heads if travel else None
-        return self.features.fold(_answers, self.token, asks, heads, combine=_add)
+        return self.features.fold(_answers, self.token, queries, heads, combine=_add)
 
-    def gather(self, function: Callable[..., list[T]], asks: list[Ask], *args: Any) -> list[T]:
+    def gather(self, function: Callable[..., list[T]], queries: list[Query], *args: Any) -> list[T]:
         """`function(block, token, asks, heads, *args)` of pieces of the rows, in no certain order."""
-        return self.features.fold(function, self.token, asks, self.heads, *args, combine=operator.add)
+        return self.features.fold(function, self.token, queries, self.heads, *args, combine=operator.add)
 
     def forget(self) -> None:
         """Free the memory of what was kept."""
@@ -81,24 +80,24 @@ def _forget(block: Block, token: str) -> tuple[int]:
     return (0,)
 
 
-def _add(left: tuple[Answer, ...], right: tuple[Answer, ...]) -> tuple[Answer, ...]:
+def _add(left: tuple[Response, ...], right: tuple[Response, ...]) -> tuple[Response, ...]:
     return tuple(tuple(a + b for a, b in zip(*pair, strict=True)) for pair in zip(left, right, strict=True))
 
 
-def _answers(block: Block, token: str, asks: list[Ask], heads: list[Classifier] | None) -> tuple[Answer, ...]:
+def _answers(block: Block, token: str, queries: list[Query], heads: list[Classifier] | None) -> tuple[Response, ...]:
     found, lost = [], 0
-    for ask in asks:
-        head = None if heads is None else heads[ask.head]
-        if ask.kind == "gaps":
+    for query in queries:
+        head = None if heads is None else heads[query.head]
+        if query.kind == "gaps":
             assert head is not None
-            found.append(_gaps(block, head, ask.place, ask.shift))
+            found.append(_score_gap_histogram(block, head, query.place, query.shift))
             continue
-        total: Answer | None = None
-        for part in _plans(block, token, ask, head):
-            one = _sums(part, ask)
+        total: Response | None = None
+        for part in _plans(block, token, query, head):
+            one = _sums(part, query)
             total = one if total is None else tuple(a + b for a, b in zip(total, one, strict=True))
         lost += total is None
-        found.append(total or _nothing(ask))
+        found.append(total or _nothing(query))
     return (*found, (np.array([lost]),))
 
 
@@ -109,54 +108,56 @@ class _Kept(NamedTuple):
     plan: Plan | None = None
 
 
-def chosen(block: Block, token: str, ask: Ask, head: Classifier | None) -> Iterator[Candidates]:
+def chosen(block: Block, token: str, query: Query, head: Classifier | None) -> Iterator[Candidates]:
     """The candidates of a block, from those that are kept if they are of this place; none if they cannot be made."""
-    found = _recall(block, token, ask)
+    found = _recall(block, token, query)
     if found:
         yield found.candidates
-    elif head is not None and ask.kept:
-        _keep(block, token, ask, None)
-        made = candidates(block.values, head, ask.place)
-        _keep(block, token, ask, _Kept(ask.place_id, made))
+    elif head is not None and query.kept:
+        _keep(block, token, query, None)
+        made = candidates(block.values, head, query.place)
+        _keep(block, token, query, _Kept(query.place_id, made))
         yield made
     elif head is not None:
         for start in range(0, max(len(block.values), 1), _ROWS):
-            yield candidates(block.values[start : start + _ROWS], head, ask.place)
+            yield candidates(block.values[start : start + _ROWS], head, query.place)
 
 
-def _plans(block: Block, token: str, ask: Ask, head: Classifier | None) -> Iterator[Plan]:
-    found = _recall(block, token, ask)
-    if found and found.plan and found.point == ask.point:
+def _plans(block: Block, token: str, query: Query, head: Classifier | None) -> Iterator[Plan]:
+    found = _recall(block, token, query)
+    if found and found.plan and found.point == query.point:
         yield found.plan
         return
-    for part in chosen(block, token, ask, head):
-        made = plan(part, ask.shift, ask.negligible, ask.value_scale)
-        if ask.kept:
-            _keep(block, token, ask, _Kept(ask.place_id, part, ask.point, made))
+    for part in chosen(block, token, query, head):
+        made = plan(part, query.shift, query.negligible, query.value_scale)
+        if query.kept:
+            _keep(block, token, query, _Kept(query.place_id, part, query.point, made))
         yield made
 
 
-def _recall(block: Block, token: str, ask: Ask) -> _Kept | None:
-    found: _Kept | None = (row_cache.recall(token, block.samples) or {}).get(ask.head)
-    return found if found and ask.kept and found.place_id == ask.place_id else None
+def _recall(block: Block, token: str, query: Query) -> _Kept | None:
+    found: _Kept | None = (row_cache.get(token, block.samples) or {}).get(query.head)
+    return found if found and query.kept and found.place_id == query.place_id else None
 
 
-def _keep(block: Block, token: str, ask: Ask, value: _Kept | None) -> None:
-    row_cache.keep(token, block.samples, {**(row_cache.recall(token, block.samples) or {}), ask.head: value})
+def _keep(block: Block, token: str, query: Query, value: _Kept | None) -> None:
+    row_cache.put(token, block.samples, {**(row_cache.get(token, block.samples) or {}), query.head: value})
 
 
-def _sums(part: Plan, ask: Ask) -> Answer:
-    if ask.vector is not None:
-        return (product(part, ask.vector, ask.scale),)
-    return (*marginals(part, len(ask.shift), ask.scale), np.array([part.value]))
+def _sums(part: Plan, query: Query) -> Response:
+    if query.vector is not None:
+        return (product(part, query.vector, query.scale),)
+    return (*marginals(part, len(query.shift), query.scale), np.array([part.value]))
 
 
-def _nothing(ask: Ask) -> Answer:
-    zeros = np.zeros(len(ask.shift), np.int64)
-    return (zeros, zeros, np.zeros(1, np.int64)) if ask.vector is None else (zeros,)
+def _nothing(query: Query) -> Response:
+    zeros = np.zeros(len(query.shift), np.int64)
+    return (zeros, zeros, np.zeros(1, np.int64)) if query.vector is None else (zeros,)
 
 
-def _gaps(block: Block, head: Classifier, place: Place, shift: NDArray[np.float64]) -> Answer:
+def _score_gap_histogram(
+    block: Block, head: Classifier, place: CandidateWindow, shift: NDArray[np.float64]
+) -> Response:
     """shift[0]: the number of rows in all."""
     drawn = block.samples.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)
     rows = block.values[drawn < _SAMPLED / shift[0] * 2**24]

@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.sinkhorn.sparse import Candidates, Classifier, Place, Plan
+from raycluster.clustering.sinkhorn.sparse import Candidates, CandidateWindow, Classifier, Plan
 
 _ROWS = 256
 _PAIRS = 1 << 14
 
 
-def candidates(rows: NDArray[np.float32], head: Classifier, place: Place) -> Candidates:
+def candidates(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -> Candidates:
     """See `sinkhorn_kernel.candidates`."""
     parts = [_some(rows[start : start + _ROWS], head, place) for start in range(0, max(len(rows), 1), _ROWS)]
     counts, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Candidates(np.concatenate([[0], np.cumsum(counts)]), *columns)
 
 
-def _some(rows: NDArray[np.float32], head: Classifier, place: Place) -> tuple[NDArray[np.generic], ...]:
+def _some(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -> tuple[NDArray[np.generic], ...]:
     """(counts, cluster, score, top, norm) of a few rows.
 
     The order in which a product adds depends on how many rows it is given. So it only proposes, within a bound on its
@@ -27,19 +27,19 @@ def _some(rows: NDArray[np.float32], head: Classifier, place: Place) -> tuple[ND
     """
     weight = head.weight()
     exact, near = rows.astype(np.float64), rows.astype(np.float64)
-    slack = np.zeros((len(rows), 1))
+    error_bound = np.zeros((len(rows), 1))
     if weight is not None:
         wide = weight.astype(np.float64)
         near = (torch.from_numpy(exact) @ torch.from_numpy(wide).T).numpy() + head.bias
-        reach = np.abs(wide).max(axis=0, initial=0.0)
-        slack = (
-            (rows.shape[1] + 8) * 2.0**-52 * ((np.abs(exact) * reach).sum(axis=1) + np.abs(head.bias).max())[:, None]
+        max_norm = np.abs(wide).max(axis=0, initial=0.0)
+        error_bound = (
+            (rows.shape[1] + 8) * 2.0**-52 * ((np.abs(exact) * max_norm).sum(axis=1) + np.abs(head.bias).max())[:, None]
         )
     largest = near.max(axis=1, keepdims=True)
     norm = (largest + np.log(np.exp(near - largest).sum(axis=1, keepdims=True)))[:, 0]
     norm = norm.astype(np.float32).astype(np.float64)  # drops what depends on the order
     near = place.sharpness * near + place.scaling
-    floor = near.max(axis=1, keepdims=True) - place.depth - 4 * place.sharpness * slack
+    floor = near.max(axis=1, keepdims=True) - place.depth - 4 * place.sharpness * error_bound
     row, cluster = np.nonzero((near >= floor) & (near > -np.inf))
     score = exact[row, cluster] if weight is None else _pairs(exact, wide, row, cluster) + head.bias[cluster]
     score = place.sharpness * score + place.scaling[cluster]

@@ -23,10 +23,10 @@ class Choices(NamedTuple):
 
 
 class _Moves(NamedTuple):
-    """The cheapest move between each two clusters that have one. source, target, row: (M,). loss: (M,) >= 0."""
+    """The cheapest move between each two clusters that have one. source, prepared, row: (M,). loss: (M,) >= 0."""
 
     source: NDArray[np.intp]
-    target: NDArray[np.intp]
+    prepared: NDArray[np.intp]
     row: NDArray[np.intp]
     loss: NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def whole_sizes(prior: NDArray[np.float64], num_rows: int) -> NDArray[np.int64]:
     return sizes
 
 
-def rounded(choices: Choices, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
+def quantized(choices: Choices, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
     """Labels (N,), -1 for rows that found no way to a cluster with room among their choices.
 
     A transport problem by successive shortest paths (Busacker and Gowen 1960) from the best choice of every row, which
@@ -53,33 +53,33 @@ def rounded(choices: Choices, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
         moves = _moves(choices, labels, len(sizes))
         if not _push(moves, labels, excess):
             break
-    _give_up(choices, labels, excess)
+    _unassign_excess(choices, labels, excess)
     return labels
 
 
 def _moves(choices: Choices, labels: NDArray[np.int32], num_clusters: int) -> _Moves:
     current = np.where(choices.clusters == labels[:, None], choices.scores, -np.inf).max(axis=1)
     row, place = np.nonzero((choices.clusters >= 0) & (choices.clusters != labels[:, None]))
-    source, target = labels[row].astype(np.intp), choices.clusters[row, place].astype(np.intp)
+    source, prepared = labels[row].astype(np.intp), choices.clusters[row, place].astype(np.intp)
     loss = np.maximum(current[row] - choices.scores[row, place], 0)
-    order = np.lexsort((row, loss, source * num_clusters + target))
-    key = (source * num_clusters + target)[order]
+    order = np.lexsort((row, loss, source * num_clusters + prepared))
+    key = (source * num_clusters + prepared)[order]
     order = order[np.flatnonzero(np.diff(key, prepend=-1))]
-    return _Moves(source[order], target[order], row[order], loss[order])
+    return _Moves(source[order], prepared[order], row[order], loss[order])
 
 
 def _push(moves: _Moves, labels: NDArray[np.int32], excess: NDArray[np.int64]) -> int:
     """Move rows along the shortest paths from clusters too large to clusters too small, in place; how many paths."""
     num_clusters = len(excess)
     shape = (num_clusters, num_clusters)
-    graph = csr_array((moves.loss + _TINY, (moves.source, moves.target)), shape=shape)
-    found = dict(zip(zip(moves.source.tolist(), moves.target.tolist(), strict=True), moves.row.tolist(), strict=True))
+    graph = csr_array((moves.loss + _TINY, (moves.source, moves.prepared)), shape=shape)
+    found = dict(zip(zip(moves.source.tolist(), moves.prepared.tolist(), strict=True), moves.row.tolist(), strict=True))
     sources = np.flatnonzero(excess > 0)
     distance, before, _ = dijkstra(graph, indices=sources, min_only=True, return_predecessors=True)
-    ends = np.flatnonzero((excess < 0) & np.isfinite(distance))
+    upper_bounds = np.flatnonzero((excess < 0) & np.isfinite(distance))
     taken: set[int] = set()
     pushed = 0
-    for end in ends[np.argsort(distance[ends], kind="stable")].tolist():
+    for end in upper_bounds[np.argsort(distance[upper_bounds], kind="stable")].tolist():
         path = [end]
         while before[path[-1]] >= 0:
             path.append(int(before[path[-1]]))
@@ -94,7 +94,7 @@ def _push(moves: _Moves, labels: NDArray[np.int32], excess: NDArray[np.int64]) -
     return pushed
 
 
-def _give_up(choices: Choices, labels: NDArray[np.int32], excess: NDArray[np.int64]) -> None:
+def _unassign_excess(choices: Choices, labels: NDArray[np.int32], excess: NDArray[np.int64]) -> None:
     """Mark as many rows as there are too many, those that are least sure of their cluster."""
     margin = choices.scores[:, 0] - (choices.scores[:, 1] if choices.scores.shape[1] > 1 else -np.inf)
     for cluster in np.flatnonzero(excess > 0):

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering.sinkhorn.passes import GAPS, Answer, Ask
-from raycluster.clustering.sinkhorn.sparse import Place
+from raycluster.clustering.sinkhorn.passes import GAPS, Query, Response
+from raycluster.clustering.sinkhorn.sparse import CandidateWindow
 
 _BITS = 61
 _SLACK = 40.0  # of the tolerance, what may be left out is this part
@@ -37,7 +37,7 @@ _BACKTRACKS = 8
 
 
 @dataclass(frozen=True)
-class Goal:
+class Problem:
     """One head's problem. prior: (K,). budget: candidates per row that may be kept, on average."""
 
     head: int
@@ -49,13 +49,13 @@ class Goal:
     budget: float
 
 
-class Found(NamedTuple):
+class Solution(NamedTuple):
     """ask: the last, at the scaling found. scaling: (K,) with mean 0. error: largest |marginal / prior - 1|.
 
     iterations: passes that reduced K numbers.
     """
 
-    ask: Ask
+    query: Query
     scaling: NDArray[np.float64]
     error: float
     iterations: int
@@ -72,45 +72,45 @@ class _Point(NamedTuple):
 class Solver:
     """Finds the scaling of one head; `steps` yields what it asks and is sent the answers."""
 
-    def __init__(self, goal: Goal) -> None:
-        self.goal = goal
-        self.used = goal.prior > 0
-        self.prior = goal.prior[self.used]
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.used = problem.prior > 0
+        self.prior = problem.prior[self.used]
         self.passes = 0
         self.points = 0
         self.damping = 0.0
-        self.tau = math.log(_SLACK * len(self.prior) / goal.tolerance)
-        self.scale = 2.0 ** min(50, _BITS - goal.num_rows.bit_length())
+        self.tau = math.log(_SLACK * len(self.prior) / problem.tolerance)
+        self.scale = 2.0 ** min(50, _BITS - problem.num_rows.bit_length())
 
-    def steps(self, start: NDArray[np.float64]) -> Generator[Ask, Answer, Found]:
+    def steps(self, start: NDArray[np.float64]) -> Generator[Query, Response, Solution]:
         """start: (K,) scaling, -inf where the prior is 0."""
         scaling, place_id = start, 0
         while True:
-            ask = yield from self._choose(scaling, place_id)
-            ask, error = yield from self._descend(ask)
-            scaling = ask.place.scaling + ask.shift
+            query = yield from self._choose(scaling, place_id)
+            query, error = yield from self._descend(query)
+            scaling = query.place.scaling + query.shift
             scaling = scaling - scaling[self.used].mean()
-            if error <= self.goal.tolerance or self.passes >= self.goal.max_iterations:
-                return Found(ask, scaling, error, self.passes)
+            if error <= self.problem.tolerance or self.passes >= self.problem.max_iterations:
+                return Solution(query, scaling, error, self.passes)
             place_id += 1
 
-    def _choose(self, scaling: NDArray[np.float64], place_id: int) -> Generator[Ask, Answer, Ask]:
+    def _choose(self, scaling: NDArray[np.float64], place_id: int) -> Generator[Query, Response, Query]:
         """Decide how deep candidates go: as deep as the budget allows; or not to keep them."""
-        goal = self.goal
-        place = Place(goal.sharpness, scaling, np.inf)
-        shift = np.full(len(scaling), float(goal.num_rows))
-        counts, rows = yield Ask("gaps", goal.head, place, place_id, False, shift)
+        problem = self.problem
+        place = CandidateWindow(problem.sharpness, scaling, np.inf)
+        shift = np.full(len(scaling), float(problem.num_rows))
+        counts, rows = yield Query("gaps", problem.head, place, place_id, False, shift)
         below = np.concatenate([[0], np.cumsum(counts)[:-1]]) / max(int(rows[0]), 1)
-        affordable = float(GAPS[max(int(np.searchsorted(below[1:], goal.budget, side="right")) - 1, 0)])
+        affordable = float(GAPS[max(int(np.searchsorted(below[1:], problem.budget, side="right")) - 1, 0)])
         least = self.tau + _LEAST_REACH
         kept = affordable >= least
         place = place._replace(depth=affordable if kept else _EVERYTHING)
         zeros = np.zeros(len(scaling))
         bits = math.frexp(place.depth + 64)[1]
-        value_scale = 2.0 ** min(50 - bits, _BITS - bits - goal.num_rows.bit_length())
-        return Ask(
+        value_scale = 2.0 ** min(50 - bits, _BITS - bits - problem.num_rows.bit_length())
+        return Query(
             "marginals",
-            goal.head,
+            problem.head,
             place,
             place_id,
             kept,
@@ -120,56 +120,56 @@ class Solver:
             value_scale=value_scale,
         )
 
-    def _evaluate(self, ask: Ask) -> Generator[Ask, Answer, _Point]:
+    def _evaluate(self, query: Query) -> Generator[Query, Response, _Point]:
         self.passes += 1
         self.points += 1
-        shares, slopes, value = yield ask._replace(point=self.points)
-        unit = self.scale * self.goal.num_rows
+        shares, slopes, value = yield query._replace(point=self.points)
+        unit = self.scale * self.problem.num_rows
         gradient = shares[self.used] / unit - self.prior
-        shift = ask.shift[self.used]
-        mean = int(value[0]) / ask.value_scale / self.goal.num_rows
+        shift = query.shift[self.used]
+        mean = int(value[0]) / query.value_scale / self.problem.num_rows
         return _Point(self.points, shift, gradient, slopes[self.used] / unit, mean - float((self.prior * shift).sum()))
 
     def _error(self, point: _Point) -> float:
         return float(np.abs(point.gradient / self.prior).max())
 
-    def _at(self, ask: Ask, shift: NDArray[np.float64]) -> Ask:
+    def _at(self, query: Query, shift: NDArray[np.float64]) -> Query:
         full = np.zeros(len(self.used))
         full[self.used] = shift
-        return ask._replace(shift=full)
+        return query._replace(shift=full)
 
-    def _descend(self, ask: Ask) -> Generator[Ask, Answer, tuple[Ask, float]]:
+    def _descend(self, query: Query) -> Generator[Query, Response, tuple[Query, float]]:
         """Steps until the tolerance, or the end of the reach of these candidates."""
-        reach = ask.place.depth - self.tau
-        point = yield from self._evaluate(ask)
+        max_norm = query.place.depth - self.tau
+        point = yield from self._evaluate(query)
         best = self._error(point), point.shift
-        self.damping = self.damping or _DAMPING / min(reach, _LARGEST_STEP) * min(1.0, best[0])
-        while best[0] > self.goal.tolerance and self.passes < self.goal.max_iterations:
-            step = yield from self._step(ask, point)
-            wanted = min(1.0, reach / 3 / (float(np.ptp(step)) or 1.0))
-            length = _longest(point.shift, wanted * step, reach) * wanted
+        self.damping = self.damping or _DAMPING / min(max_norm, _LARGEST_STEP) * min(1.0, best[0])
+        while best[0] > self.problem.tolerance and self.passes < self.problem.max_iterations:
+            step = yield from self._step(query, point)
+            wanted = min(1.0, max_norm / 3 / (float(np.ptp(step)) or 1.0))
+            length = _longest(point.shift, wanted * step, max_norm) * wanted
             if length < wanted / 4:
                 break
-            point = yield from self._search(ask, point, step, length)
+            point = yield from self._search(query, point, step, length)
             best = min(best, (self._error(point), point.shift), key=lambda pair: pair[0])
-        if best[0] <= self.goal.tolerance or self.passes >= self.goal.max_iterations:
-            return self._at(ask, best[1]), best[0]
-        return self._at(ask, point.shift), self._error(point)
+        if best[0] <= self.problem.tolerance or self.passes >= self.problem.max_iterations:
+            return self._at(query, best[1]), best[0]
+        return self._at(query, point.shift), self._error(point)
 
-    def _step(self, ask: Ask, point: _Point) -> Generator[Ask, Answer, NDArray[np.float64]]:
+    def _step(self, query: Query, point: _Point) -> Generator[Query, Response, NDArray[np.float64]]:
         """Conjugate gradients for (H + damping * diag(prior)) step = -gradient, as exact as the error calls for."""
-        if not ask.kept and point.number == 1:  # Sinkhorn's own step: good where clusters are not yet told apart
+        if not query.kept and point.number == 1:  # Sinkhorn's own step: good where clusters are not yet told apart
             return -np.log(np.maximum(point.gradient / self.prior + 1, _LEAST_SHARE))
-        goal = min(0.1, max(1e-3, 10 * self._error(point)))
+        problem = min(0.1, max(1e-3, 10 * self._error(point)))
         diagonal = np.maximum(point.slopes, 0) + self.damping * self.prior
         step, residual = np.zeros_like(self.prior), -point.gradient
         scaled = residual / diagonal
         direction, size = scaled, _dot(residual, scaled)
         first = size
         for _ in range(_MOST_PRODUCTS):
-            if size <= goal**2 * first or self.passes >= self.goal.max_iterations:
+            if size <= problem**2 * first or self.passes >= self.problem.max_iterations:
                 break
-            image = yield from self._product(self._at(ask, point.shift)._replace(point=point.number), direction)
+            image = yield from self._product(self._at(query, point.shift)._replace(point=point.number), direction)
             image += self.damping * self.prior * direction
             length = size / _dot(direction, image)
             step = step + length * direction
@@ -179,43 +179,43 @@ class Solver:
             direction = scaled + size / before * direction
         return step
 
-    def _product(self, ask: Ask, vector: NDArray[np.float64]) -> Generator[Ask, Answer, NDArray[np.float64]]:
+    def _product(self, query: Query, vector: NDArray[np.float64]) -> Generator[Query, Response, NDArray[np.float64]]:
         self.passes += 1
         largest = float(np.abs(vector).max()) or 1.0
-        full = self._at(ask, vector / largest).shift
-        (sums,) = yield ask._replace(kind="product", vector=full)
-        result: NDArray[np.float64] = sums[self.used] / (self.scale * self.goal.num_rows) * largest
+        full = self._at(query, vector / largest).shift
+        (sums,) = yield query._replace(kind="product", vector=full)
+        result: NDArray[np.float64] = sums[self.used] / (self.scale * self.problem.num_rows) * largest
         return result
 
     def _search(
-        self, ask: Ask, point: _Point, step: NDArray[np.float64], length: float
-    ) -> Generator[Ask, Answer, _Point]:
+        self, query: Query, point: _Point, step: NDArray[np.float64], length: float
+    ) -> Generator[Query, Response, _Point]:
         """Go along the step, less far if that overshoots."""
-        descent, whole = _dot(point.gradient, step), length
+        context, whole = _dot(point.gradient, step), length
         for _ in range(_BACKTRACKS):
-            tried = yield from self._evaluate(self._at(ask, point.shift + length * step))
+            tried = yield from self._evaluate(self._at(query, point.shift + length * step))
             slope = _dot(tried.gradient, step)
             # Convex: where the slope still falls the value has fallen, and values need not be compared.
             level = tried.value <= point.value + 1e-12 * abs(point.value) + 1e-12
-            if slope <= 0 or tried.value <= point.value + 1e-4 * length * descent or (level and slope < -descent / 10):
+            if slope <= 0 or tried.value <= point.value + 1e-4 * length * context or (level and slope < -context / 10):
                 break
-            length *= min(max(descent / (descent - slope), 0.1), 0.5)
+            length *= min(max(context / (context - slope), 0.1), 0.5)
         if length < whole:
             self.damping *= 4
         elif length >= 1:
-            good = abs(slope) < -descent / 2
+            good = abs(slope) < -context / 2
             self.damping = max(self.damping * (0.1 if good else 0.3), _LEAST_DAMPING)
         return tried
 
 
-def _longest(shift: NDArray[np.float64], step: NDArray[np.float64], reach: float) -> float:
+def _longest(shift: NDArray[np.float64], step: NDArray[np.float64], max_norm: float) -> float:
     """The largest factor, to 1%, by which step can be added to shift such that the range stays within reach."""
-    if np.ptp(shift + step) <= reach:
+    if np.ptp(shift + step) <= max_norm:
         return 1.0
     low, high = 0.0, 1.0
     while high - low > 0.01 * high and high > 1e-9:
         middle = (low + high) / 2
-        low, high = (middle, high) if np.ptp(shift + middle * step) <= reach else (low, middle)
+        low, high = (middle, high) if np.ptp(shift + middle * step) <= max_norm else (low, middle)
     return low
 
 

@@ -23,7 +23,7 @@ class Classifier(NamedTuple):
         return self.packed.transpose(0, 2, 1).reshape(-1, self.packed.shape[1])[: len(self.bias)]
 
 
-class Place(NamedTuple):
+class CandidateWindow(NamedTuple):
     """Where candidates are taken: within `depth` of the best score, sharpness * logit + scaling (K,), of their row."""
 
     sharpness: float

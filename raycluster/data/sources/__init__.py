@@ -18,7 +18,7 @@ __all__ = ["Found", "digits", "find"]
 _PACKED = ("tar.gz", "tgz", "zip", "gz", "bz2", "zst")
 
 
-class Wanted(Protocol):
+class SourceSettings(Protocol):
     """What a source must know of the settings."""
 
     @property
@@ -31,7 +31,7 @@ class Wanted(Protocol):
     def shard_size(self) -> int: ...
 
 
-def find(wanted: Wanted) -> Found:
+def find(wanted: SourceSettings) -> Found:
     """All images of `wanted.uri`, none of them decoded. Raises UserError saying what is there instead of images."""
     if wanted.image_column != "auto" and wanted.uri == digits.NAME:
         raise UserError(f"data.image_column = {wanted.image_column} has no effect on {digits.NAME}; drop it")

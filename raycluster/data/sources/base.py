@@ -73,8 +73,8 @@ def repeated(values: Sequence[str], counts: Sequence[int]) -> pa.Array:
 
 def even_shards(num_samples: int, shard_size: int, first: int = 0) -> list[Shard]:
     """The fewest shards of at most `shard_size` samples, of equal size up to one."""
-    pieces = -(-num_samples // shard_size)
-    edges = [first + num_samples * piece // pieces for piece in range(pieces + 1)]
+    split_chunks = -(-num_samples // shard_size)
+    edges = [first + num_samples * piece // split_chunks for piece in range(split_chunks + 1)]
     return list(pairwise(edges))
 
 

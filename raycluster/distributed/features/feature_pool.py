@@ -18,10 +18,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OwnerDiedError, RayActorError
 
 from raycluster.distributed.features import work_stealing
-from raycluster.features.matrix import Features, LocalFeatures, add
-from raycluster.monitoring.status import this_process
-from raycluster.runtime.workers import LostBlocks
-from raycluster.types import Block
+from raycluster.events import this_process
+from raycluster.features.matrix import LocalFeatures, add
+from raycluster.runtime.workers import FeatureBlocksLost
+from raycluster.types import Block, Features
 
 T = TypeVar("T")
 IN_FLIGHT = 8  # blocks a worker may have on their way to the pool
@@ -105,7 +105,7 @@ class FeatureStore:
         """The sum of so many calls of `work`."""
         count, total = self.sums.pop(job, (0, None))
         if count != times:
-            raise LostBlocks("this actor was restarted in the middle of an operation")
+            raise FeatureBlocksLost("this actor was restarted in the middle of an operation")
         return total
 
     def forget(self, job: str) -> None:
@@ -129,7 +129,7 @@ class FeatureStore:
 
     def _require(self, version: str, shards: list[int]) -> None:
         if not set(shards) <= set(self.blocks.get(version, {})):
-            raise LostBlocks(f"this actor was restarted and no longer holds {version}")
+            raise FeatureBlocksLost(f"this actor was restarted and no longer holds {version}")
 
     def _local(self, version: str, shards: list[int]) -> LocalFeatures:
         self._require(version, shards)
@@ -141,7 +141,7 @@ def _losses() -> Iterator[None]:
     try:
         yield
     except (RayActorError, ActorUnavailableError, ObjectLostError, OwnerDiedError) as error:
-        raise LostBlocks(str(error).splitlines()[0]) from None
+        raise FeatureBlocksLost(str(error).splitlines()[0]) from None
 
 
 class PooledFeatures:
@@ -151,7 +151,7 @@ class PooledFeatures:
     LostBlocks.
     """
 
-    room = 32 * 2**20  # a fold is a round of messages
+    memory_budget = 32 * 2**20  # a fold is a round of messages
 
     def __init__(self, actors: Sequence[ActorHandle], version: str, restore: Restore | None = None) -> None:
         self.actors, self.version, self.restore = actors, version, restore
@@ -182,15 +182,15 @@ class PooledFeatures:
             return PooledFeatures(self.actors, target)
 
         def again(actor: ActorHandle, shards: list[int]) -> None:
-            self.heal()
+            self.restore_blocks()
             ray.get(actor.map.remote(self.version, shards, call))
 
         return PooledFeatures(self.actors, target, again)
 
-    def each(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+    def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
         def solve() -> list[T]:
             with _losses():
-                return work_stealing.each(self.actors, self.version, self.filled, (function, jobs))
+                return work_stealing.map_jobs(self.actors, self.version, self.filled, (function, jobs))
 
         return self._healing(solve)
 
@@ -228,15 +228,15 @@ class PooledFeatures:
         for _ in range(_TRIES if self.restore else 0):
             try:
                 return operation()
-            except LostBlocks:
-                self.heal()
+            except FeatureBlocksLost:
+                self.restore_blocks()
         return operation()
 
-    def heal(self) -> None:
+    def restore_blocks(self) -> None:
         """Give actors that were restarted the blocks they no longer hold."""
         assert self.restore is not None
         for actor, shards in zip(self.actors, self.shards, strict=True):
-            missing = sorted(set(shards) - set(_patiently(actor.size, self.version)[0]))
+            missing = sorted(set(shards) - set(_with_retry(actor.size, self.version)[0]))
             if missing:
                 with _losses():
                     self.restore(actor, missing)
@@ -250,7 +250,7 @@ def _rows_here(block: Block, samples: NDArray[np.int64]) -> tuple[NDArray[np.int
     return places, block.values[order[at[places]]].astype(np.float32)
 
 
-class Pool:
+class FeaturePoolClient:
     """A worker's side of the pool: sends blocks, asks what is missing."""
 
     def __init__(self, actors: Sequence[ActorHandle]) -> None:
@@ -278,21 +278,21 @@ class Pool:
     def missing(self, version: str, shards: Sequence[int]) -> list[int]:
         held: set[int] = set()
         for actor in self.actors:
-            held |= set(_patiently(actor.have, version))
+            held |= set(_with_retry(actor.have, version))
         return [shard for shard in shards if shard not in held]
 
     def features(self, version: str) -> PooledFeatures:
         return PooledFeatures(self.actors, version)
 
 
-def _patiently(method: Any, version: str, *, tries: int = 60) -> Any:
+def _with_retry(method: Any, version: str, *, tries: int = 60) -> Any:
     """What an actor answers; while Ray restarts it, wait up to about a minute."""
     for _ in range(tries):
         try:
             return ray.get(method.remote(version))
         except RayActorError:
             time.sleep(1)
-    raise LostBlocks("an actor of the feature pool did not come back within a minute")
+    raise FeatureBlocksLost("an actor of the feature pool did not come back within a minute")
 
 
 @ray.remote(num_cpus=0)

@@ -16,7 +16,7 @@ from raycluster.distributed.train.policies import draining_nodes
 _ANSWER_SECONDS = 5.0
 
 
-class Crew:
+class FeaturePoolManager:
     """Actors owned by this process. `actors` changes only in `grow` and `shrink`.
 
     wanted: how many, whatever the cluster has; 0 for one on every node, as nodes come and go.
@@ -40,8 +40,8 @@ class Crew:
         self.actors += [self._start(node) for node in bare]
         return bool(bare)
 
-    def shrink(self, appoint: Callable[[list[ActorHandle]], bool]) -> None:
-        """End actors that share a node or whose node goes, once `appoint` has made the others the pool."""
+    def shrink(self, set_pool: Callable[[list[ActorHandle]], bool]) -> None:
+        """End actors that share a node or whose node goes, once `set_pool` has made the others the pool."""
         nodes, places = usable_nodes(), self._places()
         if self._fixed or len(places) < len(self.actors):
             return
@@ -50,7 +50,7 @@ class Crew:
             if node in nodes:
                 stay.setdefault(node, actor)
         before, rest = self.actors, list(stay.values())
-        if rest and len(rest) < len(before) and appoint(rest):
+        if rest and len(rest) < len(before) and set_pool(rest):
             self.actors = rest
             for actor in before:
                 if actor not in rest:

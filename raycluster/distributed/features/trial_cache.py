@@ -15,14 +15,14 @@ from raycluster.data.image_cache import Pixels, decode_shard
 from raycluster.data.manifest import DataSettings, read_manifest
 from raycluster.features.matrix import device
 from raycluster.io import storage
-from raycluster.runtime.workers import LocalWorkers
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.types import Block, Chunk, ImageBlock, Loader
 
 SHARE_OF_STORE = 0.25  # of the object store, for pictures and for features each; the rest is left to others
 
 
-class SharedPictures:
-    """Data sets in the object store, known by the file names of their manifests: a `raycluster.data.held.Held`."""
+class SharedImages:
+    """Data sets in the object store, known by the file names of their manifests: a `raycluster.data.held.ImageCache`."""
 
     def __init__(self) -> None:
         self._starts: dict[str, NDArray[np.int64]] = {}
@@ -34,17 +34,17 @@ class SharedPictures:
         shards = read_manifest(manifest_uri).shards
         task: Any = ray.remote(num_cpus=1)(_decode).options(num_returns=2)
         decode = partial(task.remote, manifest_uri, smallest_view=smallest_view, settings=settings)
-        pictures, size = decode(0)
-        if ray.get(size) * len(shards) > room():
+        images, size = decode(0)
+        if ray.get(size) * len(shards) > memory_budget():
             return
-        self._refs[_name(manifest_uri)] = [pictures, *(decode(shard)[0] for shard in range(1, len(shards)))]
+        self._refs[_name(manifest_uri)] = [images, *(decode(shard)[0] for shard in range(1, len(shards)))]
         self._starts[_name(manifest_uri)] = np.array([start for start, _ in shards])
 
     def __call__(self, manifest_uri: str, samples: NDArray[np.int64]) -> Iterator[Pixels] | None:
         name = _name(manifest_uri)
-        return self._pictures(name, samples) if name in self._refs else None
+        return self._images(name, samples) if name in self._refs else None
 
-    def _pictures(self, name: str, samples: NDArray[np.int64]) -> Iterator[Pixels]:
+    def _images(self, name: str, samples: NDArray[np.int64]) -> Iterator[Pixels]:
         starts = self._starts[name]
         for sample, shard in zip(samples.tolist(), np.searchsorted(starts, samples, "right") - 1, strict=True):
             if (name, shard) not in self._here:
@@ -52,7 +52,7 @@ class SharedPictures:
             yield self._here[name, shard][sample - starts[shard]]
 
 
-def room() -> float:
+def memory_budget() -> float:
     """Bytes of the object store that pictures, or features, may take."""
     return SHARE_OF_STORE * float(ray.cluster_resources().get("object_store_memory", 0.0))
 
@@ -62,11 +62,11 @@ def _name(manifest_uri: str) -> str:
 
 
 def _decode(manifest_uri: str, shard: int, smallest_view: int, settings: DataSettings) -> tuple[list[Pixels], int]:
-    pictures = decode_shard(manifest_uri, shard, smallest_view, settings)
-    return pictures, sum(len(one) if isinstance(one, bytes) else getattr(one, "nbytes", 0) for one in pictures)
+    images = decode_shard(manifest_uri, shard, smallest_view, settings)
+    return images, sum(len(one) if isinstance(one, bytes) else getattr(one, "nbytes", 0) for one in images)
 
 
-class Shelf:
+class FeatureCache:
     """Keeps the features of whole shards for later trials, as long as there is room; one actor, which owns them."""
 
     def __init__(self, bytes_left: float) -> None:
@@ -83,10 +83,10 @@ class Shelf:
         return self._refs.get(key, {})
 
 
-def start_shelf() -> ActorHandle:
+def start_feature_cache() -> ActorHandle:
     """A shelf owned by the caller; trials do without it, should it die."""
-    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Shelf)
-    actor: ActorHandle = remote.remote(room())
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(FeatureCache)
+    actor: ActorHandle = remote.remote(memory_budget())
     return actor
 
 
@@ -97,23 +97,23 @@ class SharingWorkers(LocalWorkers):
     extracts first, with the weights that follow from the seed alone, is of use to others.
     """
 
-    def __init__(self, pictures: SharedPictures, shelf: ActorHandle, key: str, *, begins: bool) -> None:
+    def __init__(self, images: SharedImages, feature_cache: ActorHandle, key: str, *, begins: bool) -> None:
         super().__init__(device())
-        self._pictures, self._shelf, self._key = pictures, shelf, key
+        self._images, self._feature_cache, self._key = images, feature_cache, key
         self._shared = set[str]()
         self._begins = begins
         self._sizes: dict[int, int] = {}
 
     def stream(self, chunks: Sequence[Chunk], load: Loader) -> Iterator[ImageBlock]:
-        self._sizes = {chunk.lane: len(chunk.samples) for chunk in chunks}
-        return super().stream(chunks, partial(load, held=self._pictures))  # type: ignore[call-arg]
+        self._sizes = {chunk.stream: len(chunk.samples) for chunk in chunks}
+        return super().stream(chunks, partial(load, image_cache=self._images))  # type: ignore[call-arg]
 
     def missing(self, version: str, shards: Sequence[int]) -> list[int]:
         if self._begins or version.startswith("untrained"):
             self._shared.add(version)
         self._begins = False
         if version in self._shared:
-            found = ray.get(self._shelf.find.remote(f"{self._key} {version}"))
+            found = ray.get(self._feature_cache.find.remote(f"{self._key} {version}"))
             for shard in set(super().missing(version, shards)) & set(found):
                 super().put(version, shard, ray.get(found[shard]))
         return super().missing(version, shards)
@@ -122,4 +122,4 @@ class SharingWorkers(LocalWorkers):
         super().put(version, shard, block)
         # A shard with broken images is read by every trial, which must know which they are and why.
         if version in self._shared and len(block.samples) == self._sizes.get(shard):
-            self._shelf.add.remote(f"{self._key} {version}", shard, block)
+            self._feature_cache.add.remote(f"{self._key} {version}", shard, block)

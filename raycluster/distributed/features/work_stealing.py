@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-_HELPINGS = 4  # that an actor's blocks are dealt out in: more balance better, fewer ask less often
-_AHEAD = 2  # helpings on their way to an actor, so that it never waits for the next
+_BATCHES_PER_ACTOR = 4  # that an actor's blocks are dealt out in: more balance better, fewer ask less often
+_BATCHES_IN_FLIGHT = 2  # helpings on their way to an actor, so that it never waits for the next
 
 Work = tuple[int, list[int]]
 """The actor that holds some shards, and these shards."""
@@ -26,8 +26,8 @@ def fold(
     per actor exists or travels. A block that is taken over is read from the object store, where it stays.
     """
     job = token_hex(4)
-    parts = _HELPINGS if len(actors) > 1 else 1
-    waiting = [deque(_helpings(actor, own, parts)) for actor, own in enumerate(shards)]
+    parts = _BATCHES_PER_ACTOR if len(actors) > 1 else 1
+    waiting = [deque(_batches(actor, own, parts)) for actor, own in enumerate(shards)]
     refs = _places(actors, version, shards)
     running: dict[ray.ObjectRef, int] = {}
     times: Counter[int] = Counter()
@@ -40,7 +40,7 @@ def fold(
             running[actors[actor].work.remote(job, version, chosen, taken, call)] = actor
             times[actor] += 1
 
-    for actor in list(range(len(actors))) * _AHEAD:
+    for actor in list(range(len(actors))) * _BATCHES_IN_FLIGHT:
         if waiting[actor]:
             hand(actor)
     try:
@@ -55,7 +55,7 @@ def fold(
     return [actors[actor].finish.remote(job, count) for actor, count in sorted(times.items())]
 
 
-def each(
+def map_jobs(
     actors: Sequence[ActorHandle],
     version: str,
     shards: Sequence[list[int]],
@@ -91,7 +91,7 @@ def _ready(running: Iterable[ray.ObjectRef]) -> list[ray.ObjectRef]:
     return list(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
 
 
-def _helpings(actor: int, shards: list[int], parts: int) -> list[Work]:
+def _batches(actor: int, shards: list[int], parts: int) -> list[Work]:
     size = max(1, -(-len(shards) // parts))
     return [(actor, shards[start : start + size]) for start in range(0, len(shards), size)]
 

@@ -18,19 +18,19 @@ from ray.data._internal.stats import get_or_create_stats_actor
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.config import ScalingConfig
 
-from raycluster.run.policy import first_wish, next_wish
+from raycluster.run.policy import initial_request, next_request
 
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 5
 _RETRY_INTERVALS = 20  # resize intervals until all that the settings allow is asked for again
 
 
-class FeasibleDemand(ElasticScalingPolicy):
+class FeasibleScalingPolicy(ElasticScalingPolicy):
     """Asks for as many workers as the autoscaler can bring, at most as many as the settings allow."""
 
     def __init__(self, scaling_config: ScalingConfig) -> None:
         super().__init__(scaling_config)
-        self._wish, self._looked = first_wish(scaling_config.max_workers, time.monotonic()), 0.0
+        self._wish, self._looked = initial_request(scaling_config.max_workers, time.monotonic()), 0.0
         self._retry_seconds = _RETRY_INTERVALS * scaling_config.elastic_resize_monitor_interval_s
 
     def _get_num_workers_for_resource_request(self) -> int:
@@ -42,14 +42,14 @@ class FeasibleDemand(ElasticScalingPolicy):
             self._looked, before = now, self._wish.asked
             refused = is_refused(self.scaling_config._resources_per_worker_not_none, before)
             most = self.scaling_config.max_workers
-            self._wish = next_wish(self._wish, most, refused=refused, now=now, retry_seconds=self._retry_seconds)
+            self._wish = next_request(self._wish, most, refused=refused, now=now, retry_seconds=self._retry_seconds)
             if self._wish.asked != before:
                 self._send_resource_request()
                 return
         super()._maybe_send_resource_request()
 
 
-def anchor() -> None:
+def start_data_actors() -> None:
     """Start what Ray Data leaves running on this node, where the job is.
 
     It is made where data is first read, and stays there for as long as the cluster: on a machine that would otherwise

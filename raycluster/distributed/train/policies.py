@@ -30,8 +30,8 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from raycluster.distributed.train.autoscaler import FeasibleDemand
-from raycluster.events import Lost
+from raycluster.distributed.train.autoscaler import FeasibleScalingPolicy
+from raycluster.events import FailureEvent
 from raycluster.run.policy import Failure, after_failure
 
 _ANSWER_SECONDS = 10.0
@@ -70,7 +70,7 @@ class _Requester(ScalingPolicy):
         self._send_resource_request()
 
 
-class Fixed(_Requester, FixedScalingPolicy):
+class FixedSizePolicy(_Requester, FixedScalingPolicy):
     """The same number of workers from the beginning to the end."""
 
     def __init__(self, scaling_config: ScalingConfig, name: str) -> None:
@@ -78,12 +78,12 @@ class Fixed(_Requester, FixedScalingPolicy):
         self._name = name
 
 
-class SavingFirst(_Requester, _FreshReservations, FeasibleDemand):
+class CheckpointBeforeResizePolicy(_Requester, _FreshReservations, FeasibleScalingPolicy):
     """Elastic, but a running group is restarted in another size only when its workers have saved and let go."""
 
-    def __init__(self, scaling_config: ScalingConfig, name: str, line: ActorHandle) -> None:
+    def __init__(self, scaling_config: ScalingConfig, name: str, channel: ActorHandle) -> None:
         super().__init__(scaling_config)
-        self._name, self._line, self._proposed = name, line, False
+        self._name, self._channel, self._proposed = name, channel, False
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         if not self._proposed:
@@ -96,27 +96,27 @@ class SavingFirst(_Requester, _FreshReservations, FeasibleDemand):
         size = self._count_possible_workers(reserved) if reserved is not None else 0
         if size == worker_group_state.num_workers or size < self.scaling_config.min_workers:
             self._proposed = False
-            self._line.withdraw.remote()
+            self._channel.withdraw.remote()
             return NoopDecision()
         try:
-            let_go = ray.get(self._line.propose.remote(size), timeout=_ANSWER_SECONDS)
+            allow_restart = ray.get(self._channel.propose.remote(size), timeout=_ANSWER_SECONDS)
         except Exception:  # the line is being restarted; it is asked again
             return NoopDecision()
-        return self._get_resize_decision(size) if let_go else NoopDecision()
+        return self._get_resize_decision(size) if allow_restart else NoopDecision()
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         if self._proposed:
             self._proposed = False
-            self._line.withdraw.remote()
+            self._channel.withdraw.remote()
         return super().make_decision_for_non_running_worker_group()
 
 
-class Forgiving(FailurePolicy):
+class RetryFailurePolicy(FailurePolicy):
     """Starts the group again as `after_failure` says, and tells the job why."""
 
-    def __init__(self, failure_config: FailureConfig, line: ActorHandle) -> None:
+    def __init__(self, failure_config: FailureConfig, channel: ActorHandle) -> None:
         super().__init__(failure_config)
-        self._line, self._failures = line, 0
+        self._channel, self._failures = channel, 0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         error = training_failed_error
@@ -131,15 +131,15 @@ class Forgiving(FailurePolicy):
             failure = Failure("worker", self._failures, self.failure_config.max_failures)
         verdict = after_failure(failure)
         if verdict.why:
-            self._line.tell.remote(Lost(f"{verdict.why}{reason(error)}"))
+            self._channel.publish.remote(FailureEvent(f"{verdict.why}{reason(error)}"))
         return FailureDecision.RETRY if verdict.restart else FailureDecision.RAISE
 
 
-def scaling_policy(scaling_config: ScalingConfig, name: str, line: ActorHandle | None) -> ScalingPolicy:
+def scaling_policy(scaling_config: ScalingConfig, name: str, channel: ActorHandle | None) -> ScalingPolicy:
     """The policy for a fixed or an elastic number of workers. name: of the run, the same for all of its jobs."""
-    if line is None or not scaling_config.elasticity_enabled:
-        return Fixed(scaling_config, name)
-    return SavingFirst(scaling_config, name, line)
+    if channel is None or not scaling_config.elasticity_enabled:
+        return FixedSizePolicy(scaling_config, name)
+    return CheckpointBeforeResizePolicy(scaling_config, name, channel)
 
 
 def draining_nodes() -> set[str]:
@@ -166,6 +166,8 @@ def reason(error: TrainingFailedError) -> str:
     dead = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)]
     rank = (dead or sorted(failures))[0]
     failure = getattr(failures[rank], "health_check_failure", failures[rank])
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Failed|Lost\w*)\b", line)), "")
+    lines = [channel.strip() for channel in str(failure).splitlines() if channel.strip()]
+    said = next(
+        (channel for channel in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Failed|Lost\w*)\b", channel)), ""
+    )
     return f" (number {rank}: {(said or ' '.join(lines[:1]))[:200]})"

@@ -18,77 +18,77 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from raycluster.distributed.control.channel import Speaker, open_line
-from raycluster.distributed.control.driver import listening
-from raycluster.distributed.control.stall_detector import Watchdog
+from raycluster.distributed.control.channel import WorkerClient, open_channel
+from raycluster.distributed.control.driver import listen
+from raycluster.distributed.control.stall_detector import StallDetector
 from raycluster.distributed.errors import user_errors
-from raycluster.distributed.features.feature_pool import Pool
-from raycluster.distributed.features.pool_manager import Crew
+from raycluster.distributed.features.feature_pool import FeaturePoolClient
+from raycluster.distributed.features.pool_manager import FeaturePoolManager
 from raycluster.distributed.session import TRAIN_SLOT, ray_session, request_stop, stop_on_signals, stop_reason
-from raycluster.distributed.train.autoscaler import anchor
-from raycluster.distributed.train.policies import Forgiving, is_loss, reason, scaling_policy
+from raycluster.distributed.train.autoscaler import start_data_actors
+from raycluster.distributed.train.policies import RetryFailurePolicy, is_loss, reason, scaling_policy
 from raycluster.distributed.train.ray_env import prepare_environment
 from raycluster.distributed.workers import RayWorkers
-from raycluster.events import Event, Noted, Round
+from raycluster.events import Event, Round, StatusNote
 from raycluster.io import storage
-from raycluster.io.retry import patient
-from raycluster.monitoring.console import Watcher
-from raycluster.monitoring.tracker import StatusKeeper
-from raycluster.run.lease import held
+from raycluster.io.retry import retry_context
+from raycluster.monitoring.console import ConsoleReporter
+from raycluster.monitoring.tracker import StatusWriter
+from raycluster.run.lease import acquire_lease
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, begin
+from raycluster.run.state import Config, validate_and_initialize
 from raycluster.training.determinism import prepare_process
-from raycluster.types import Stopped, UserError
+from raycluster.types import RunStopped, UserError
 
 _CLEANER_SECONDS = 0.5
 
 
-def fit(config: Config, watcher: Watcher | None = None) -> str:
-    """Pre-train as `config` says, from the beginning or from where its run directory stands; `watcher` sees it.
+def fit(config: Config, reporter: ConsoleReporter | None = None) -> str:
+    """Pre-train as `config` says, from the beginning or from where its run directory stands; `reporter` sees it.
 
     Returns what to print at the end. Raises UserError for users' mistakes and Stopped when it was asked to stop.
     """
     prepare_environment()
     with ExitStack() as stack:
-        stack.enter_context(held(config.run.dir, lost=request_stop))
-        begin(config)
+        stack.enter_context(acquire_lease(config.run.dir, lost=request_stop))
+        validate_and_initialize(config)
         config = replace(config, run=replace(config.run, resume="auto"))  # whoever starts again goes on
-        watcher = watcher or Watcher(config)
-        stack.callback(watcher.close)
-        with StatusKeeper(config.run.dir) as keeper:
+        reporter = reporter or ConsoleReporter(config)
+        stack.callback(reporter.close)
+        with StatusWriter(config.run.dir) as status_writer:
 
-            def see(event: Event) -> None:
-                keeper.see(event)
-                watcher.see(event)
+            def handle(event: Event) -> None:
+                status_writer.handle(event)
+                reporter.handle(event)
 
             stack.enter_context(ray_session(train_slots=config.run.workers_wanted()[1]))
             stack.enter_context(stop_on_signals())  # after Ray, which has a handler of SIGTERM of its own
             stack.enter_context(user_errors())
-            outcome, text = _fit(config, see)
+            outcome, text = _fit(config, handle)
             if outcome == "mistake":
                 raise UserError(text)
             if outcome == "stopped":
                 if stop_reason():
                     raise UserError(stop_reason())
-                raise Stopped(text)
-    return watcher.summary
+                raise RunStopped(text)
+    return reporter.summary
 
 
-def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
+def _fit(config: Config, handle: Callable[[Event], None]) -> tuple[str, str]:
     """One call of Ray Train, however many groups of workers come and go meanwhile: (outcome, text)."""
     least, most, on_gpu = _placement(config)
-    anchor()
-    crew = Crew(f"features-{uuid.uuid4().hex[:8]}", config.run.actors)
-    loop: dict[str, Any] = {"config": config, "actors": crew.actors}
+    start_data_actors()
+    pool_manager = FeaturePoolManager(f"features-{uuid.uuid4().hex[:8]}", config.run.actors)
+    loop: dict[str, Any] = {"config": config, "actors": pool_manager.actors}
     slot = "GPU" if on_gpu else TRAIN_SLOT
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raycluster-", ignore_cleanup_errors=True))
-        line = open_line() if most else None
-        if line is not None:
-            loop["line"] = line
-            stack.enter_context(listening(line, see, crew, Watchdog(slot, least)))
+        channel = open_channel() if most else None
+        if channel is not None:
+            loop["line"] = channel
+            stack.enter_context(listen(channel, handle, pool_manager, StallDetector(slot, least)))
         else:
-            loop["see"] = see
+            loop["see"] = handle
         trainer = _Trainer(
             _train,  # type: ignore[arg-type]
             train_loop_config=loop,
@@ -104,7 +104,7 @@ def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
                 failure_config=FailureConfig(max_failures=config.run.max_failures),
             ),
         )
-        trainer.line, trainer.requester = line, sha256(storage.absolute(config.run.dir).encode()).hexdigest()[:16]
+        trainer.channel, trainer.requester = channel, sha256(storage.absolute(config.run.dir).encode()).hexdigest()[:16]
         try:
             found: tuple[str, str] = trainer.fit().return_value  # type: ignore[attr-defined]
         except TrainingFailedError as error:
@@ -121,14 +121,14 @@ def _fit(config: Config, see: Callable[[Event], None]) -> tuple[str, str]:
 class _Trainer(TorchTrainer):
     """With our policies in place of Ray's, without its handler of Ctrl-C, and at an end as soon as the workers are."""
 
-    line: ActorHandle | None = None
+    channel: ActorHandle | None = None
     requester = ""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        if self.line is not None:
+        if self.channel is not None:
             scaling, run = cast("ScalingConfig", self.scaling_config), cast("RunConfig", self.run_config)
-            arguments["scaling_policy"] = scaling_policy(scaling, self.requester, self.line)
-            arguments["failure_policy"] = Forgiving(run.failure_config or FailureConfig(), self.line)
+            arguments["scaling_policy"] = scaling_policy(scaling, self.requester, self.channel)
+            arguments["failure_policy"] = RetryFailurePolicy(run.failure_config or FailureConfig(), self.channel)
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -171,21 +171,27 @@ def _train(loop: dict[str, Any]) -> tuple[str, str]:
     config: Config = loop["config"]
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    speaker = Speaker(loop["line"]) if "line" in loop else None
-    see = speaker.tell if speaker else loop["see"]
-    patience_seconds = 60 * config.run.storage_minutes
-    workers = RayWorkers(Pool(loop["actors"]), rank=rank, size=size, speaker=speaker, patience_seconds=patience_seconds)
+    worker_client = WorkerClient(loop["line"]) if "line" in loop else None
+    handle = worker_client.publish if worker_client else loop["see"]
+    retry_seconds = 60 * config.run.storage_minutes
+    workers = RayWorkers(
+        FeaturePoolClient(loop["actors"]),
+        rank=rank,
+        size=size,
+        worker_client=worker_client,
+        retry_seconds=retry_seconds,
+    )
     workers.decode_cpus = config.run.decode_cpus
     try:
-        with patient(patience_seconds, tell=lambda text: see(Noted(text)), stopping=workers.stopping):
+        with retry_context(retry_seconds, notify=lambda text: handle(StatusNote(text)), stopping=workers.stopping):
             for event in pretrain(config, workers):
                 if rank == 0:
-                    see(event)
+                    handle(event)
                 if isinstance(event, Round):
                     figures = {key: value for key, value in event.record.items() if isinstance(value, (int, float))}
                     ray.train.report(figures)
     except UserError as error:  # raised, it would be taken for a lost worker and tried again
         return "mistake", str(error)
-    except Stopped as stop:
+    except RunStopped as stop:
         return "stopped", str(stop)
     return "finished", ""

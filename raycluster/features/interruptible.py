@@ -1,0 +1,42 @@
+"""A feature matrix whose operations end early when the run is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycluster.features.matrix import add
+from raycluster.types import Features, RunStopped
+
+T = TypeVar("T")
+
+
+class Interruptible:
+    """Features whose operations raise Stopped once somebody asked to stop: between two iterations of any algorithm."""
+
+    def __init__(self, features: Features, stopping: Callable[[], bool]) -> None:
+        self._features, self._stopping = features, stopping
+        self.num_rows, self.dim, self.memory_budget = features.num_rows, features.dim, features.memory_budget
+
+    def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
+        return self._unstopped().fold(function, *args, combine=combine)
+
+    def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
+        return Interruptible(self._unstopped().map(function, *args), self._stopping)
+
+    def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
+        return self._unstopped().collect(function, *args)
+
+    def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        return self._unstopped().map_jobs(function, jobs)
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._unstopped().rows(samples)
+
+    def _unstopped(self) -> Features:
+        if self._stopping():
+            raise RunStopped("stopped while clustering; the same command goes on from the last checkpoint")
+        return self._features

@@ -1,0 +1,129 @@
+"""What raycluster offers for any embeddings: arrays, tensors, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import raycluster
+from raycluster.distributed import cluster_files
+from raycluster.distributed.cluster_files import ClusterSettings, cluster
+from raycluster.types import UserError
+
+
+def _rows(num_rows: int = 400, dim: int = 6) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (
+        rng.standard_normal((8, dim))[rng.integers(8, size=num_rows)] * 3 + rng.standard_normal((num_rows, dim))
+    ).astype(np.float32)
+
+
+def test_arrays_tensors_and_files_give_the_same(tmp_path: Path) -> None:
+    rows = _rows()
+    wanted = raycluster.kmeans(rows, 8).labels
+    np.save(tmp_path / "rows.npy", rows)
+    pq.write_table(pa.table({"id": range(400), "embedding": list(rows)}), tmp_path / "rows.parquet", row_group_size=90)
+    (tmp_path / "folder").mkdir()
+    for part, values in enumerate(np.array_split(rows, 3)):
+        np.save(tmp_path / "folder" / f"{part}.npy", values)
+    for x in (torch.from_numpy(rows), rows.astype(np.float64), np.asfortranarray(rows), str(tmp_path / "rows.npy")):
+        assert np.array_equal(raycluster.kmeans(x, 8).labels, wanted)
+    for x in (tmp_path / "rows.parquet", tmp_path / "folder"):
+        assert np.array_equal(raycluster.kmeans(x, 8).labels, wanted)
+    whole = np.arange(24, dtype=np.uint8).reshape(8, 3)
+    assert np.array_equal(raycluster.kmeans(whole, 3).labels, raycluster.kmeans(whole.astype(np.float32), 3).labels)
+
+
+def test_inputs_that_are_no_embeddings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reshape\(-1, 1\)"):
+        raycluster.kmeans(np.arange(5.0), 2)
+    with pytest.raises(UserError, match="complex128"):
+        raycluster.kmeans(np.ones((3, 2), complex), 2)
+    with pytest.raises(UserError, match=r"holds no .npy or .parquet"):
+        raycluster.kmeans(str(tmp_path), 2)
+    pq.write_table(pa.table({"a": [[1.0], [2.0]], "b": [[1.0, 2.0], [2.0]]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="2 columns of lists"):
+        raycluster.kmeans(tmp_path / "t.parquet", 1)
+    with pytest.raises(UserError, match="no column 'c'"):
+        raycluster.kmeans(tmp_path / "t.parquet", 1, column="c")
+    with pytest.raises(UserError, match="of one length"):
+        raycluster.kmeans(tmp_path / "t.parquet", 1, column="b")
+    rows = _rows()
+    rows[7, 1] = np.nan
+    with pytest.raises(UserError, match=r"\[7\]"):
+        raycluster.kmeans(rows, 2)
+
+
+def test_predict_save_and_load(tmp_path: Path) -> None:
+    rows = _rows()
+    found = raycluster.kmeans(rows, 8, spherical=True, init="k-means++")
+    assert np.array_equal(found.predict(rows * 5), found.labels)
+    found.save(str(tmp_path / "k.npz"))
+    again = raycluster.load_kmeans(str(tmp_path / "k.npz"))
+    assert np.array_equal(again.predict(torch.from_numpy(rows)), found.labels)
+    assert again.inertia == found.inertia and again.spherical and again.engine == found.engine
+    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="not a saved clustering"):
+        raycluster.load_kmeans(str(tmp_path / "other"))
+
+
+def test_a_tree_shares_its_clusters_out_by_size() -> None:
+    rows = np.concatenate([_rows(300), _rows(20) + 100, np.full((5, 6), -100, np.float32)])
+    tree = raycluster.kmeans_tree(rows, [3, 33], iterations=5)
+    assert [len(level) for level in tree.centroids] == [3, 33]
+    assert np.array_equal(tree.parents[1][tree.labels[1]], tree.labels[0])
+    shares = np.bincount(tree.parents[1])
+    assert sorted(shares.tolist()) == [1, 2, 30]
+    assert np.bincount(tree.labels[1], minlength=33).min() >= 1
+    with pytest.raises(UserError, match="do not fall"):
+        raycluster.kmeans_tree(rows, [5, 3])
+
+
+@pytest.mark.parametrize("k", [1, 7, 399])
+def test_neighbours_are_exact_and_never_oneself(k: int) -> None:
+    for rows in (_rows(), np.rint(_rows() / 3), np.repeat(_rows(100), 4, axis=0)):
+        graph = raycluster.knn(rows, k)
+        distance = np.square(rows.astype(np.float64)[:, None] - rows[None].astype(np.float64)).sum(axis=2)
+        np.fill_diagonal(distance, np.inf)
+        assert np.array_equal(graph.indices, np.argsort(distance, axis=1, kind="stable")[:, :k])
+        np.testing.assert_allclose(graph.distances, np.sort(distance, axis=1)[:, :k], rtol=1e-6)
+
+
+def test_the_job_writes_labels_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _rows(2000)
+    np.save(tmp_path / "rows.npy", rows)
+
+    def config(out: str, **changes: object) -> ClusterSettings:
+        options = {
+            "embeddings": str(tmp_path / "rows.npy"),
+            "num_clusters": 40,
+            "out": str(tmp_path / out),
+            "iterations": 8,
+        }
+        return ClusterSettings(**{**options, **changes})  # type: ignore[arg-type]
+
+    assert "2000 rows in 40 clusters" in cluster(config("whole"))
+    wanted = raycluster.load_kmeans(str(tmp_path / "whole" / "kmeans.npz"))
+    assert np.array_equal(pq.read_table(tmp_path / "whole" / "labels.parquet")["label"].to_numpy(), wanted.labels)
+
+    real, calls = cluster_files._write_state, []
+
+    def stop_after_three(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster_files, "_write_state", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        cluster(config("broken"))
+    cluster(config("broken"))
+    found = raycluster.load_kmeans(str(tmp_path / "broken" / "kmeans.npz"))
+    assert found.centroids.tobytes() == wanted.centroids.tobytes() and found.inertia == wanted.inertia
+    with pytest.raises(UserError, match="other settings"):
+        cluster(config("broken", num_clusters=41))
