@@ -38,7 +38,7 @@ TINY = """
 data: {uri: digits, shard_size: 300}
 views: {train: {size: 16, crop_scale: [0.5, 1.0]}, eval: {size: 16}}
 model: {name: smallnet, widths: [4, 8, 16]}
-method: {name: deepcluster, num_clusters: 10, layer: conv3, feature_spec: pooled, pca_dim: 8, iterations: 5}
+method: {name: deepcluster, num_clusters: 10, layer: conv3, descriptor: pooled, pca_dim: 8, iterations: 5}
 training: {epochs: 2, global_batch: 128, microbatch: 32, mode: exact, threads: 1}
 evaluation: {max_samples: 600}
 run: {dir: unset}

@@ -34,7 +34,7 @@ _RUN = """
 data: {uri: digits}
 views: {train: {size: 64, crop_scale: [0.4, 1.0]}, eval: {size: 64}}
 model: {name: alexnet, input: sobel}
-method: {name: deepcluster, num_clusters: 100, layer: conv1, feature_spec: pooled, pca_dim: 16, iterations: 2}
+method: {name: deepcluster, num_clusters: 100, layer: conv1, descriptor: pooled, pca_dim: 16, iterations: 2}
 training: {epochs: 1, global_batch: 32, microbatch: 32}
 run: {dir: unset}
 """

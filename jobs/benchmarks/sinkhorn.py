@@ -68,9 +68,7 @@ def run(
         num_rows, num_clusters = map(int, size.split("x"))
         values = _load(features, num_rows)
         for name in heads.split(","):
-            head = (
-                _untrained(values, num_clusters) if name == "untrained" else _trained(values, num_clusters, spread)
-            )
+            head = _untrained(values, num_clusters) if name == "untrained" else _trained(values, num_clusters, spread)
             baseline = _linear if name == "untrained" else _logarithmic
             limits = {"tolerance": tolerance, "budget_seconds": budget_seconds}
             found = {"raycluster": _measured(_ours, values, head, **limits)}

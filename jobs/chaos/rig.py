@@ -29,7 +29,7 @@ RUN = """
 data: {uri: digits, shard_size: 150}
 views: {train: {size: 32, crop_scale: [0.5, 1.0]}, eval: {size: 64}}
 model: {name: smallnet, widths: [8, 16, 32]}
-method: {name: deepcluster, num_clusters: 60, layer: conv3, feature_spec: pooled, pca_dim: 16, iterations: 60}
+method: {name: deepcluster, num_clusters: 60, layer: conv3, descriptor: pooled, pca_dim: 16, iterations: 60}
 training: {epochs: 7, global_batch: 64, microbatch: 16, mode: exact, threads: 1, head_lr: 0.5}
 evaluation: {max_samples: 600}
 run: {dir: unset, workers: {min: 1, max: 2}, resize_seconds: 3, checkpoint_minutes: 0.03}

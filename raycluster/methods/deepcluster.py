@@ -22,7 +22,7 @@ from raycluster.types import Assignments, FeatureRequest, Features, Head
 class Method:
     """Settings of DeepCluster.
 
-    num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. feature_spec: `flat`
+    num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. descriptor: `flat`
     takes the map as it is, `pooled` its global average. pca_dim: components kept by whitening. iterations: of Lloyd.
     start: `random` rows each round as published, or the `previous` labels, which keeps clusters stable.
     reassign_every_epochs: length of a round. sampling: `uniform` over clusters, or `weighted`: every image once, its
@@ -32,7 +32,7 @@ class Method:
     name: Literal["deepcluster"] = "deepcluster"
     num_clusters: Annotated[int, Field(ge=2)] = 10_000
     layer: str | None = None
-    feature_spec: Literal["flat", "pooled"] = "flat"
+    descriptor: Literal["flat", "pooled"] = "flat"
     pca_dim: Annotated[int, Field(ge=1)] = 256
     iterations: Annotated[int, Field(ge=1)] = 20
     start: Literal["random", "previous"] = "random"
@@ -46,7 +46,7 @@ class Method:
         return (self.num_clusters,)
 
     def feature_request(self) -> FeatureRequest:
-        return FeatureRequest(self.layer, self.feature_spec)
+        return FeatureRequest(self.layer, self.descriptor)
 
     def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
         return [epoch * steps_per_epoch for epoch in range(0, epochs, self.reassign_every_epochs)]

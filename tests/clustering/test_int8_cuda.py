@@ -87,4 +87,4 @@ def _compile(capability: int, dim: int) -> Any:
         constants,
         {(place,): [["tt.divisibility", 16]] for place in range(len(kinds))},
     )
-    return compile(source, prepared=GPUTarget("cuda", capability, 32), options=triton_kernel.options(dim))
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=triton_kernel.options(dim))

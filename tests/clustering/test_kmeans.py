@@ -304,7 +304,7 @@ def test_a_few_clusters_at_a_time_give_the_same_bits(
         lost = rng.integers(3)
         return None if kept is None or lost == 0 else kept if lost == 1 else (kept[0] - 2, kept[1][::-1])
 
-    monkeypatch.setattr(row_cache, "recall", forgetful)
+    monkeypatch.setattr(row_cache, "get", forgetful)
     assert _same(found(), wanted)
 
 

@@ -25,14 +25,14 @@ class Announcing(LocalWorkers):
 
     def __init__(self, pending_change: PendingChange) -> None:
         super().__init__()
-        self._announced, self._looks, self.let_go_after = pending_change, 0, 0.0
+        self._announced, self._looks, self.restart_allowed_after = pending_change, 0, 0.0
 
     def pending_change(self) -> PendingChange:
         self._looks += 1
-        return self._announced if self._looks > 1 and not self.let_go_after else PendingChange()
+        return self._announced if self._looks > 1 and not self.restart_allowed_after else PendingChange()
 
-    def let_go(self, seconds: float) -> None:
-        self.let_go_after = seconds
+    def wait_for_restart(self, seconds: float) -> None:
+        self.restart_allowed_after = seconds
 
 
 def events_of(config: Config, workers: LocalWorkers) -> list[Event]:
@@ -48,7 +48,7 @@ def test_a_notice_is_answered_with_a_checkpoint_and_the_run_goes_on(tiny: Tiny, 
     events = events_of(tiny(tmp_path, "training.epochs=1"), workers)
     (saved,) = saved_within_rounds(events)
     assert 1 < saved.step <= 1 + 8
-    assert workers.let_go_after == 0
+    assert workers.restart_allowed_after == 0
     assert any(isinstance(event, StatusNote) and "goes away in 100 s: saved" in event.text for event in events)
 
 
@@ -58,18 +58,20 @@ def test_before_a_machine_goes_everything_is_saved_and_nothing_more_is_done(tiny
     events = []
     for event in pretrain(config, workers):
         events.append(event)
-        if workers.let_go_after:
+        if workers.restart_allowed_after:
             break  # here the group ends
     steps = [event.done for event in events if isinstance(event, Progress) and event.phase == "training"]
     (saved,) = saved_within_rounds(events)
     assert saved.step == steps[-1]
-    assert f"step-{saved.step:07d}" in list_checkpoints(config.run.dir)[-1], "it is written before they let go"
+    assert f"step-{saved.step:07d}" in list_checkpoints(config.run.dir)[-1], (
+        "it is written before the restart is allowed"
+    )
 
 
 def test_a_resize_waits_for_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     workers = Announcing(PendingChange(resize=True))
     (saved,) = saved_within_rounds(events_of(tiny(tmp_path, "training.epochs=1"), workers))
-    assert workers.let_go_after > 0 and saved.step > 1
+    assert workers.restart_allowed_after > 0 and saved.step > 1
 
 
 def test_a_calm_run_saves_at_the_rounds_only(tiny: Tiny, tmp_path: Path) -> None:

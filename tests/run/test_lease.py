@@ -96,7 +96,7 @@ def test_long_dead_job_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_whoever_finds_anothers_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "LEASE_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "LEASE_HEARTBEAT_SECONDS", 0.05)
     told: list[str] = []
     with acquire_lease(str(tmp_path), lost=told.append):
         mine = read_lease(str(tmp_path))

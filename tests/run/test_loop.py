@@ -193,7 +193,7 @@ def test_what_never_reached_a_checkpoint_is_begun_anew(tiny: Tiny, tmp_path: Pat
     (digits_folder / "000.png").unlink()
     config = tiny(tmp_path / "run", f"data.uri={digits_folder}", "training.lr=0.01")
     validate_and_initialize(config)
-    assert open_run(config, LocalWorkers()).pictures.manifest.num_samples == 299
+    assert open_run(config, LocalWorkers()).dataset.manifest.num_samples == 299
 
 
 def test_more_clusters_than_images_is_refused_early(tiny: Tiny, tmp_path: Path) -> None:
