@@ -1,4 +1,4 @@
-"""Nouns shared by every room: what travels between them, and the one kind of error a user can cause."""
+"""Data types shared across packages, and the exceptions that users see."""
 
 from __future__ import annotations
 
@@ -86,12 +86,28 @@ class Features(Protocol):
 
 
 @dataclass(frozen=True)
+class Crops:
+    """Samples that are parts of images: sample i is the rectangle boxes[i] of image images[i].
+
+    images: (M,) int64 image ids, ascending. boxes: (M, 4) float32: left, top, right and bottom edge as fractions of
+    the width and height.
+    """
+
+    images: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+
+    def __getitem__(self, samples: NDArray[np.int64]) -> Crops:
+        return Crops(self.images[samples], self.boxes[samples])
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of a lane that is read by one task: which images, in which order, seen how.
 
     stream: the lane (in training) or shard (in extraction) it belongs to. start: position of its first row in that lane.
     samples: (n,) int64 sample ids. repeats: (n,) int32, 0 for the first visit of a sample in its epoch, 1 for the
-    second... epoch: names the augmentation, with sample and repeat.
+    second... epoch: names the augmentation, with sample and repeat. crops: (n,) rows of where the samples lie, None
+    where each sample is a whole image.
     """
 
     stream: int
@@ -99,13 +115,14 @@ class Chunk:
     epoch: int
     samples: NDArray[np.int64]
     repeats: NDArray[np.int32]
+    crops: Crops | None = None
 
 
 class ImageBlock(NamedTuple):
     """Decoded rows of one chunk, in order.
 
     samples: (n,) int64. images: (n, height, width, 3) uint8 RGB. errors: (n,) str, "" where the image was decoded; else
-    why it was not (its pixels are then zero).
+    why it was not (its pixels are then zero). extra_views: the same rows in further views, each (n, height, width, 3).
     """
 
     stream: int
@@ -113,6 +130,7 @@ class ImageBlock(NamedTuple):
     samples: NDArray[np.int64]
     images: NDArray[np.uint8]
     errors: NDArray[np.str_]
+    extra_views: tuple[NDArray[np.uint8], ...] = ()
 
 
 Loader = Callable[[Chunk], Iterable[ImageBlock]]
@@ -141,14 +159,45 @@ Head = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Assignments:
-    """What one reassignment found.
+class LabelSet:
+    """One labelling of all samples, learned by a head of its own.
 
-    labels: (heads, N) int32 by sample id, -1 for samples that take no part. num_clusters: per head. figures: what
-    the clustering says of itself, for metrics. state: arrays a method keeps for the next round (centroids, scalings).
+    labels: (N,) int32 by sample id, -1 for samples that are excluded. num_classes: K, the size of the head. weight: of
+    its loss, relative to the other label sets.
     """
 
     labels: NDArray[np.int32]
-    num_clusters: tuple[int, ...]
-    figures: dict[str, float] = field(default_factory=dict)
+    num_classes: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """What one reassignment found for N samples.
+
+    label_sets: any number of labellings, none where the labels do not depend on the sample. metrics: of the
+    clustering. state: arrays that a method keeps for its next call (centroids, scalings).
+    """
+
+    num_samples: int
+    label_sets: tuple[LabelSet, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
     state: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """(label sets, N) int32, a copy."""
+        return np.array([one.labels for one in self.label_sets], np.int32).reshape(-1, self.num_samples)
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """K of each label set."""
+        return tuple(one.num_classes for one in self.label_sets)
+
+    @property
+    def included(self) -> NDArray[np.bool_]:
+        """(N,) whether a sample is trained on: it has a label in some set, or there are no label sets."""
+        included = np.full(self.num_samples, not self.label_sets)
+        for one in self.label_sets:
+            included |= one.labels >= 0
+        return included

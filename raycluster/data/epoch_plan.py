@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,15 @@ from raycluster.seeding import generator
 from raycluster.types import Chunk, ImageBlock
 
 Shard = tuple[int, int]
-StepRows = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]
+
+
+class StepRows(NamedTuple):
+    """One microbatch. samples: (b,). images: (b, h, w, 3). errors: (b,). extra_views: each (b, h, w, 3)."""
+
+    samples: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    errors: NDArray[np.str_]
+    extra_views: tuple[NDArray[np.uint8], ...] = ()
 
 
 def plan_epoch(
@@ -124,11 +133,12 @@ class _Queue:
             taken.append(block)
             count -= len(block.samples)
         if len(taken) == 1:
-            return taken[0].samples, taken[0].images, taken[0].errors
-        return (
+            return StepRows(taken[0].samples, taken[0].images, taken[0].errors, taken[0].extra_views)
+        return StepRows(
             np.concatenate([block.samples for block in taken]),
             np.concatenate([block.images for block in taken]),
             np.concatenate([block.errors for block in taken]),
+            tuple(map(np.concatenate, zip(*(block.extra_views for block in taken), strict=True))),
         )
 
 
@@ -150,6 +160,8 @@ def _in_order(chunks: list[Chunk], microbatch: int) -> list[Chunk]:
 
 
 def _part(block: ImageBlock, start: int, stop: int) -> ImageBlock:
+    rows = slice(start, stop)
+    extra_views = tuple(view[rows] for view in block.extra_views)
     return ImageBlock(
-        block.stream, block.start + start, block.samples[start:stop], block.images[start:stop], block.errors[start:stop]
+        block.stream, block.start + start, block.samples[rows], block.images[rows], block.errors[rows], extra_views
     )

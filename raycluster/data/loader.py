@@ -1,13 +1,15 @@
-"""From a chunk of the plan to pixels: read, decode, crop and vary; the same pixels wherever it is done."""
+"""From a chunk of the plan to pixels: read, decode, crop and augment; the same pixels on any machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from raycluster.data.decode import BrokenImage, opened
+from raycluster.data.decode import BrokenImage, DecodableImage, opened, rgb
 from raycluster.data.image_cache import ImageCache, Pixels
 from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.reader import contents
@@ -30,57 +32,82 @@ def load_chunk(
     *,
     seed: int,
     settings: DataSettings,
+    extra_views: Sequence[View] = (),
     image_cache: ImageCache | None = None,
     microbatch: int = 1,
 ) -> Iterator[ImageBlock]:
     """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels, or one microbatch if that has more.
 
-    microbatch: blocks end where a lane's microbatches of so many rows do, which then need not be put together.
-    Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
-    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts, and
-    whatever else goes wrong ChunkFailed. image_cache: pictures that need not be read; the pixels are the same.
+    microbatch: blocks end where the stream's microbatches of so many rows do, which then need not be concatenated.
+    Each visit is augmented by generator(seed, "augment", epoch, sample, repeat), extra views by their number besides.
+    A broken or missing image becomes black, with the reason in `errors`; storage that stays out of reach raises
+    UserError after some attempts, anything else ChunkFailed. image_cache: images that need not be read; the pixels are
+    the same.
     """
     try:
         rows = rows_within(BLOCK_BYTES, view.size, microbatch)
-        yield from _loaded(chunk, manifest_uri, view, rows, seed=seed, settings=settings, image_cache=image_cache)
+        cuts = [0, *range(-chunk.start % rows or rows, len(chunk.samples), rows), len(chunk.samples)]
+        contents = _contents(chunk, manifest_uri, image_cache)
+        render = _Renderer(chunk, (view, *extra_views), seed, settings.max_image_pixels)
+        for start, stop in pairwise(cuts if len(chunk.samples) else []):
+            yield render.block(start, list(islice(contents, stop - start)))
     except UserError:
         raise
     except Exception as error:
         raise ChunkFailed(chunk.stream, f"{type(error).__name__}: {error}") from error
 
 
-def _loaded(
-    chunk: Chunk,
-    manifest_uri: str,
-    view: View,
-    rows: int,
-    *,
-    seed: int,
-    settings: DataSettings,
-    image_cache: ImageCache | None,
-) -> Iterator[ImageBlock]:
-    data = image_cache(manifest_uri, chunk.samples) if image_cache else None
-    if data is None:
-        header, entries = read_entries(manifest_uri, chunk.samples)
-        data = contents(entries, header.image_column)
-    visits = list(zip(chunk.samples.tolist(), chunk.repeats.tolist(), strict=True))
-    cuts = [0, *range(-chunk.start % rows or rows, len(visits), rows), len(visits)]
-    for start, stop in pairwise(cuts if visits else []):
-        part = visits[start:stop]
-        images = np.zeros((len(part), view.size, view.size, 3), np.uint8)
-        errors = [""] * len(part)
-        for index, (sample, repeat) in enumerate(part):
-            rng = generator(seed, "augment", chunk.epoch, sample, repeat) if view.is_random else None
+def _contents(chunk: Chunk, manifest_uri: str, image_cache: ImageCache | None) -> Iterator[Pixels]:
+    """The bytes or pixels of each row's image."""
+    images = chunk.samples if chunk.crops is None else chunk.crops.images
+    cached = image_cache(manifest_uri, images) if image_cache else None
+    if cached is not None:
+        return cached
+    header, entries = read_entries(manifest_uri, images)
+    return contents(entries, header.image_column)
+
+
+@dataclass(frozen=True)
+class _Renderer:
+    """Decodes and augments the rows of a chunk in each view."""
+
+    chunk: Chunk
+    views: tuple[View, ...]
+    seed: int
+    max_pixels: int
+
+    def block(self, start: int, contents: Sequence[Pixels]) -> ImageBlock:
+        """The rows from `start` on, one for each content."""
+        chunk, stop = self.chunk, start + len(contents)
+        images = [np.zeros((len(contents), view.size, view.size, 3), np.uint8) for view in self.views]
+        errors = [""] * len(contents)
+        for index, content in enumerate(contents):
             try:
-                images[index] = _seen(next(data), view, rng, settings.max_image_pixels)
+                for rows, pixels in zip(images, self._views(start + index, content), strict=True):
+                    rows[index] = pixels
             except BrokenImage as error:
                 errors[index] = str(error)
-        yield ImageBlock(
-            chunk.stream, chunk.start + start, chunk.samples[start:stop], images, np.array(errors, np.str_)
+        samples = chunk.samples[start:stop]
+        return ImageBlock(
+            chunk.stream, chunk.start + start, samples, images[0], np.array(errors, np.str_), (*images[1:],)
         )
 
+    def _views(self, row: int, content: Pixels) -> Iterator[NDArray[np.uint8]]:
+        if isinstance(content, BrokenImage):
+            raise content
+        sample, repeat = int(self.chunk.samples[row]), int(self.chunk.repeats[row])
+        for number, view in enumerate(self.views):
+            image = opened(content, max_pixels=self.max_pixels) if isinstance(content, bytes) else content
+            if self.chunk.crops is not None:
+                image = _crop(image, self.chunk.crops.boxes[row])
+            work = (self.chunk.epoch, sample, repeat, *([number] if number else []))
+            yield apply(image, view, generator(self.seed, "augment", *work) if view.is_random else None)
 
-def _seen(content: Pixels, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:
-    if isinstance(content, BrokenImage):
-        raise content
-    return apply(opened(content, max_pixels=max_pixels) if isinstance(content, bytes) else content, view, rng)
+
+def _crop(image: DecodableImage | NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The rectangle of an image, at least one pixel. box: edges as fractions."""
+    pixels = image if isinstance(image, np.ndarray) else np.asarray(rgb(image))
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = np.rint(box * (width, height, width, height)).astype(int).tolist()
+    left, top = min(left, width - 1), min(top, height - 1)
+    return pixels[top : max(bottom, top + 1), left : max(right, left + 1)]

@@ -84,10 +84,22 @@ class View:
 
 @settings
 class Views:
-    """train: what the network learns from. eval: what is clustered and evaluated."""
+    """train: what the network learns from. eval: what is clustered and evaluated. extra: further views by name, for
+    methods that see an image in several.
+    """
 
     train: View
     eval: View
+    extra: dict[str, View] = Field(default_factory=dict)
+
+    def section(self, name: str) -> View:
+        """The view of this name. Raises UserError if there is none."""
+        known = {"train": self.train, "eval": self.eval, **self.extra}
+        if name not in known:
+            raise UserError(
+                f"the method needs views.extra.{name}; wanted one of {', '.join(known)}, or add that section"
+            )
+        return known[name]
 
 
 def apply(image: DecodableImage | NDArray[np.uint8], view: View, rng: np.random.Generator | None) -> NDArray[np.uint8]:

@@ -70,6 +70,7 @@ def _load_rows(
                 "sample": block.samples,
                 "image": block.images,
                 "error": block.errors.astype(str),
+                **{f"extra_view_{number}": images for number, images in enumerate(block.extra_views)},
             }
 
 
@@ -89,4 +90,5 @@ def _blocks(batch: dict[str, NDArray[Any]]) -> Iterable[ImageBlock]:
             batch["sample"][first:last],
             batch["image"][first:last],
             batch["error"][first:last].astype(str),
+            tuple(batch[name][first:last] for name in sorted(batch) if name.startswith("extra_view_")),
         )

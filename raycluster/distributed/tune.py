@@ -252,6 +252,6 @@ def _run_trial(
 def _key(config: Config) -> str:
     """Names all that first features depend on: images, how they are seen, weights, and what is taken as features."""
     method, evaluation = config.method, config.evaluation
-    taken = method.feature_request()
+    taken = method.feature_request(0)
     parts = (config.data, config.views, config.model, config.seed, taken, evaluation.layer, evaluation.test_uri)
     return sha256(repr(parts).encode()).hexdigest()[:16]

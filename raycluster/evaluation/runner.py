@@ -71,14 +71,14 @@ class Evaluation:
         return figures
 
     def after_round(
-        self, backbone: Backbone, dataset: ImageDataset, clusters: NDArray[np.int32], name: str
+        self, backbone: Backbone, dataset: ImageDataset, clusters: NDArray[np.int32] | None, name: str
     ) -> dict[str, float]:
         """How good a network is while it trains: scores that need no labels, and accuracies where there are labels.
 
         clusters: (N,) what it was trained on, -1 for no cluster. name: what its features are kept under meanwhile.
         """
         samples, x = self.features(backbone, dataset, name)
-        figures = self.workers.run_on_rank_zero(label_free.evaluate, x, clusters[samples])
+        figures = self.workers.run_on_rank_zero(label_free.evaluate, x, None if clusters is None else clusters[samples])
         if dataset.manifest.labels is not None:
             train, test = self._with_tests(self._labelled(samples, x, dataset), backbone, dataset, name)
             figures |= self.workers.run_on_rank_zero(accuracies, train, test, self.settings.probes)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from raycluster.data.dataset import ImageDataset
 from raycluster.data.epoch_plan import shard_chunks
-from raycluster.data.manifest import Manifest
 from raycluster.data.transforms import View
 from raycluster.events import FailureEvent, Progress
 from raycluster.models.backbone import Backbone, pool
@@ -81,7 +80,7 @@ def extract(
     failed: list[ChunkFailed] = []
     was_training = backbone.training
     backbone.eval()
-    whole = shard_chunks(dataset.manifest.shards, feature_spec.epoch, feature_spec.visits)
+    whole = dataset.locate(shard_chunks(dataset.shards, feature_spec.epoch, feature_spec.visits))
     while missing := workers.missing(version, shards):
         if again:
             yield FailureEvent(
@@ -107,20 +106,20 @@ def extract(
         if any(workers.all_gather([workers.stopping()])):
             raise RunStopped("stopped while extracting features; the same command goes on from the last checkpoint")
         skipped, failed = workers.all_gather(skipped), workers.all_gather(failed)
-        _check_failed(failed, dataset.manifest)
+        _check_failed(failed, dataset)
     backbone.train(was_training)
     yield from sorted(set(skipped))
 
 
-def _check_failed(failed: list[ChunkFailed], manifest: Manifest) -> None:
+def _check_failed(failed: list[ChunkFailed], dataset: ImageDataset) -> None:
     """A shard may fail once: for lack of memory, or by a machine that is ill."""
     counts = Counter(error.stream for error in failed)
     for error in failed:
         if counts[error.stream] > 1:
-            start, stop = manifest.shards[error.stream]
+            start, stop = dataset.shards[error.stream]
             raise UserError(
-                f"shard {error.stream}, the {stop - start} images from {manifest.paths[start]} to "
-                f"{manifest.paths[stop - 1]}, failed twice: {error.reason}. Mend or remove them, or give the tasks "
+                f"shard {error.stream}, the {stop - start} images from {dataset.path(start)} to "
+                f"{dataset.path(stop - 1)}, failed twice: {error.reason}. Mend or remove them, or give the tasks "
                 "that read them more memory"
             )
 

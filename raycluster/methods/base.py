@@ -1,51 +1,88 @@
-"""One file per method: a frozen dataclass `Method`; its fields are its YAML section, its methods are its behaviour.
+"""What a method decides: when labels are assigned and from what, how heads follow, and what a step minimises.
 
-`method: {name: foo}` means `raycluster/methods/foo.py`. What a method must offer is `Method` below; see
-`deepcluster.py`.
+One file per method: `method: {name: foo}` means the class `Method` of `raycluster/methods/foo.py`, a frozen dataclass
+derived from `BaseMethod` whose fields are its YAML section. Methods know neither Ray, files nor ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from raycluster.types import Assignments, FeatureRequest, Features, Head
+from raycluster.data.sampling import one_visit_each
+from raycluster.models.heads import Heads
+from raycluster.training.objective import CrossEntropy, Objective
+from raycluster.types import Assignments, Crops, FeatureRequest, Features
 
 
-class Method(Protocol):
-    """The behaviour of a deep clustering method, as `pretrain` uses it."""
+@dataclass(frozen=True)
+class AssignmentContext:
+    """What `BaseMethod.assign` may use besides features.
 
-    name: str
-    resets_heads: bool
+    num_samples: N. round: counted from 0. seed: of this round's random choices. heads: of the network as it is now.
+    previous: what the last call returned, None in the first.
+    """
 
-    def heads(self) -> tuple[int, ...]:
-        """Number of clusters of each head."""
+    num_samples: int
+    round: int
+    seed: int
+    heads: nn.Module
+    previous: Assignments | None
 
-    def feature_request(self) -> FeatureRequest | None:
+
+class BaseMethod:
+    """The defaults of a method: a linear head per label set, cross-entropy, every sample once an epoch.
+
+    resets_heads: whether each reassignment makes new heads; else those of the start are kept, and the numbers of
+    classes must not change.
+    """
+
+    resets_heads: ClassVar[bool] = True
+
+    def requested_clusters(self) -> tuple[int, ...]:
+        """K of each label set as far as the settings say it; a data set must hold at least so many samples."""
+        return ()
+
+    def crops(self, num_images: int, seed: int) -> Crops | None:
+        """The samples, where they are parts of images; None where each image is one sample."""
+        return None
+
+    def feature_request(self, round: int) -> FeatureRequest | None:
         """The features that labels are assigned from; None if labels need none."""
+        return None
 
-    def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
-        """The optimiser steps before which labels are assigned anew; strictly increasing, the first is 0."""
+    def reassign_steps(self, epochs: int, steps_per_epoch: int) -> list[int]:
+        """The optimiser steps before which labels are assigned; strictly increasing, the first is 0."""
+        return [epoch * steps_per_epoch for epoch in range(epochs)]
 
-    def assign(
-        self,
-        features: Features | None,
-        *,
-        num_samples: int,
-        seed: int,
-        heads: Sequence[Head],
-        previous: Assignments | None,
-    ) -> Assignments:
-        """Labels for all samples that have features.
+    def assign(self, features: Features | None, context: AssignmentContext) -> Assignments:
+        """Labels for all samples that have features. features: what `feature_request` asks for."""
+        raise NotImplementedError
 
-        features: what `feature_request` asks for. heads: of the network as it is now. previous: what the last call returned.
+    def visit_counts(self, assignments: Assignments, num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(N,) how often each sample is visited in an epoch of `num_rows` rows."""
+        return one_visit_each(np.where(assignments.included, 0, -1), num_rows, rng)
+
+    def sample_weights(self, assignments: Assignments) -> NDArray[np.float32]:
+        """(N,) the weight of each sample in the loss, mean 1 over the included ones and 0 for the others."""
+        return assignments.included.astype(np.float32)
+
+    def heads(
+        self, width: int, assignments: Assignments | None, *, auxiliary: tuple[int, ...], seed: int
+    ) -> nn.Module | None:
+        """New heads for the label sets just found, and after them the auxiliary ones; None keeps those there are.
+
+        width: of the features that heads read, before their ReLU. assignments: None for the heads of the start, which
+        a method must not leave out. auxiliary: numbers of classes. Returns (n, width) -> one (n, classes) per head.
         """
+        if assignments is None:
+            return Heads(width, (*(() if self.resets_heads else self.requested_clusters()), *auxiliary), seed)
+        return Heads(width, (*assignments.num_classes, *auxiliary), seed) if self.resets_heads else None
 
-    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """How often each sample is visited in an epoch of `num_rows` rows; (heads, N) labels -> (N,)."""
-
-    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
-        """The weight of each sample in the loss; (heads, N) labels -> (N,), mean 1 over the samples that take part."""
+    def objective(self, assignments: Assignments | None) -> Objective:
+        """What training minimises until the next reassignment. assignments: None before the first."""
+        return CrossEntropy(None if assignments is None else tuple(one.weight for one in assignments.label_sets))

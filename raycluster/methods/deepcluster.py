@@ -4,8 +4,7 @@ Features, ECCV 2018, section 3.2), with the sampler its paper describes: uniform
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,13 @@ from pydantic import Field
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
-from raycluster.data.sampling import one_visit_each, uniform_over_clusters
-from raycluster.types import Assignments, FeatureRequest, Features, Head
+from raycluster.data.sampling import uniform_over_clusters
+from raycluster.methods.base import AssignmentContext, BaseMethod
+from raycluster.types import Assignments, FeatureRequest, Features, LabelSet
 
 
 @settings
-class Method:
+class Method(BaseMethod):
     """Settings of DeepCluster.
 
     num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. descriptor: `flat`
@@ -40,55 +40,47 @@ class Method:
     sampling: Literal["uniform", "weighted"] = "uniform"
     engine: Literal["auto", "int8", "torch", "faiss"] = "auto"
 
-    resets_heads: ClassVar[bool] = True
-
-    def heads(self) -> tuple[int, ...]:
+    def requested_clusters(self) -> tuple[int, ...]:
         return (self.num_clusters,)
 
-    def feature_request(self) -> FeatureRequest:
+    def feature_request(self, round: int) -> FeatureRequest:
         return FeatureRequest(self.layer, self.descriptor)
 
-    def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
+    def reassign_steps(self, epochs: int, steps_per_epoch: int) -> list[int]:
         return [epoch * steps_per_epoch for epoch in range(0, epochs, self.reassign_every_epochs)]
 
-    def assign(
-        self,
-        features: Features | None,
-        *,
-        num_samples: int,
-        seed: int,
-        heads: Sequence[Head],
-        previous: Assignments | None,
-    ) -> Assignments:
+    def assign(self, features: Features | None, context: AssignmentContext) -> Assignments:
         assert features is not None
-        warm = self.start == "previous" and previous is not None
+        previous = context.previous if self.start == "previous" else None
         result = kmeans(
             whiten(features, min(self.pca_dim, features.dim)),
             self.num_clusters,
             iterations=self.iterations,
-            seed=seed,
-            init=previous.labels[0] if warm and previous is not None else "random",
+            seed=context.seed,
+            init="random" if previous is None else previous.label_sets[0].labels,
             engine=self.engine,
             plain=True,  # as published
         )
-        labels = np.full((1, num_samples), -1, np.int32)
-        labels[0, result.samples] = result.labels
-        figures = {
+        labels = np.full(context.num_samples, -1, np.int32)
+        labels[result.samples] = result.labels
+        metrics = {
             "inertia": result.inertia[-1] / len(result.samples),
             "num_repaired": float(result.num_repaired),
             "iterations": float(len(result.inertia)),
             "compiled_engine": float(result.engine == "int8"),
         }
-        return Assignments(labels, self.heads(), figures, {"centroids": result.centroids})
+        label_set = LabelSet(labels, self.num_clusters)
+        return Assignments(context.num_samples, (label_set,), metrics, {"centroids": result.centroids})
 
-    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return (uniform_over_clusters if self.sampling == "uniform" else one_visit_each)(labels[0], num_rows, rng)
-
-    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
-        included = labels[0] >= 0
-        weights = included.astype(np.float32)
+    def visit_counts(self, assignments: Assignments, num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self.sampling == "weighted":
-            sizes = np.bincount(labels[0][included])
-            inverse = included.sum() / np.count_nonzero(sizes) / np.maximum(sizes, 1)
-            weights[included] = inverse[labels[0][included]]
-        return weights
+            return super().visit_counts(assignments, num_rows, rng)
+        return uniform_over_clusters(assignments.label_sets[0].labels, num_rows, rng)
+
+    def sample_weights(self, assignments: Assignments) -> NDArray[np.float32]:
+        if self.sampling == "uniform":
+            return super().sample_weights(assignments)
+        labels = assignments.label_sets[0].labels
+        sizes = np.bincount(labels[labels >= 0])
+        inverse = sizes.sum() / np.count_nonzero(sizes) / np.maximum(sizes, 1)
+        return np.where(labels >= 0, inverse[labels], 0).astype(np.float32)

@@ -5,26 +5,25 @@ paper and published code disagree, the code is followed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from math import ceil
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
 from raycluster.config import settings
-from raycluster.data.sampling import one_visit_each
-from raycluster.types import Assignments, FeatureRequest, Features, Head, UserError
+from raycluster.methods.base import AssignmentContext, BaseMethod
+from raycluster.types import Assignments, FeatureRequest, Features, LabelSet, UserError
 
 Count = Annotated[int, Field(ge=1)]
 Clusters = Annotated[int, Field(ge=2)]
 
 
 @settings
-class Method:
+class Method(BaseMethod):
     """Settings of SeLa.
 
     num_heads: label sets found and learned together. num_clusters: of every head, or a list, one for each. sharpness:
@@ -64,14 +63,14 @@ class Method:
         if faults := list(_faults(self)):
             raise UserError("; ".join(faults))
 
-    def heads(self) -> tuple[int, ...]:
+    def requested_clusters(self) -> tuple[int, ...]:
         sizes = self.num_clusters
         return (sizes,) * self.num_heads if isinstance(sizes, int) else sizes
 
-    def feature_request(self) -> FeatureRequest:
+    def feature_request(self, round: int) -> FeatureRequest:
         return FeatureRequest(None, "activations", self.view, self.views_averaged, self.features == "online")
 
-    def reassignments(self, epochs: int, steps_per_epoch: int) -> list[int]:
+    def reassign_steps(self, epochs: int, steps_per_epoch: int) -> list[int]:
         steps: list[int] = []
         in_epoch = [0] * epochs
         for time in self._times(epochs, steps_per_epoch):
@@ -92,16 +91,9 @@ class Method:
         late = 0.01 if self.schedule == "quadratic" else 0.0001  # so that the last is never reached, as published
         yield from ((epochs + late) * (index / (number - 1)) ** power for index in range(number))
 
-    def assign(
-        self,
-        features: Features | None,
-        *,
-        num_samples: int,
-        seed: int,
-        heads: Sequence[Head],
-        previous: Assignments | None,
-    ) -> Assignments:
+    def assign(self, features: Features | None, context: AssignmentContext) -> Assignments:
         assert features is not None
+        heads, previous = context.heads.arrays()[: self.num_heads], context.previous  # type: ignore[operator]
         turn = -1 if previous is None else int(previous.state["turn"])
         chosen = range(len(heads)) if turn < 0 or self.reassign == "all" else [turn]
         state: dict[str, Any] = {} if previous is None else dict(previous.state)
@@ -115,22 +107,17 @@ class Method:
             start=[state[f"scaling_{head}"] for head in chosen] if self.warm_start and state else None,
             rounding=self.rounding,
         )
-        labels = np.full((len(heads), num_samples), -1, np.int32) if previous is None else previous.labels.copy()
+        label_sets = dict(enumerate(() if previous is None else previous.label_sets))
         for head, row, scaling in zip(chosen, found.labels, found.scalings, strict=True):
-            labels[head] = -1
-            labels[head, found.samples] = row
+            labels = np.full(context.num_samples, -1, np.int32)
+            labels[found.samples] = row
+            label_sets[head] = LabelSet(labels, self.requested_clusters()[head])
             state[f"scaling_{head}"] = scaling
         state["turn"] = np.array((turn + 1) % len(heads))  # the head to reassign next, where it is one at a time
-        return Assignments(labels, self.heads(), _figures(found), state)
-
-    def visit_counts(self, labels: NDArray[np.int32], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return one_visit_each(labels.max(axis=0), num_rows, rng)
-
-    def sample_weights(self, labels: NDArray[np.int32]) -> NDArray[np.float32]:
-        return np.asarray((labels >= 0).any(axis=0), np.float32)
+        return Assignments(context.num_samples, tuple(label_sets.values()), _metrics(found), state)
 
 
-def _figures(found: Sinkhorn) -> dict[str, float]:
+def _metrics(found: Sinkhorn) -> dict[str, float]:
     """Of the worst head where something may have failed, else the mean over heads."""
     return {
         "marginal_error": max(found.marginal_errors),
@@ -145,8 +132,8 @@ def _faults(method: Method) -> Iterator[str]:
     sizes = method.num_clusters
     if not isinstance(sizes, int) and len(sizes) != method.num_heads:
         yield f"num_clusters names {len(sizes)} heads, num_heads says {method.num_heads}: make them agree"
-    if method.prior is not None and set(method.heads()) != {len(method.prior)}:
-        yield f"prior has {len(method.prior)} shares, but the heads have {list(method.heads())} clusters"
+    if method.prior is not None and set(method.requested_clusters()) != {len(method.prior)}:
+        yield f"prior has {len(method.prior)} shares, but the heads have {list(method.requested_clusters())} clusters"
     if method.prior is not None and not sum(method.prior):
         yield "prior sums to 0: give the shares that clusters should have"
     by_number = method.schedule in ("quadratic", "linear")

@@ -13,9 +13,9 @@ class GhostBatchNorm(nn.Module):
     """Batch norm in which each group of `microbatch` consecutive rows is normalised by its own statistics.
 
     (n, C) or (n, C, h, w) -> same shape. Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4. In
-    training it leaves `statistics`: (2, C) mean and unbiased variance, each summed over the groups of the last forward;
-    the running statistics are not touched, whoever makes the optimiser step averages over all microbatches and calls
-    `update`. In evaluation it is ordinary batch norm. `microbatch` None: all rows are one group.
+    training it leaves `statistics`: (2, C) mean and unbiased variance, each summed over the groups of all forward passes
+    since `statistics` was None; the running statistics are not touched, the optimiser step averages over all
+    microbatches and calls `update`. In evaluation it is ordinary batch norm. `microbatch` None: all rows are one group.
     """
 
     running_mean: Tensor
@@ -44,7 +44,8 @@ class GhostBatchNorm(nn.Module):
             )
         out, mean, invstd = _Normalise.apply(values, self.weight, self.bias, len(values) // rows, self.eps)
         variance = (invstd.square().reciprocal() - self.eps).clamp_(min=0) * (per_group / (per_group - 1))
-        self.statistics = torch.stack((mean.sum(0), variance.sum(0)))
+        statistics = torch.stack((mean.sum(0), variance.sum(0)))
+        self.statistics = statistics if self.statistics is None else self.statistics + statistics
         return out
 
     @torch.no_grad()

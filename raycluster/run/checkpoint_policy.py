@@ -75,12 +75,12 @@ class CheckpointPolicy:
 
 
 def checkpoint(run: Run, state: State) -> None:
-    """Begin to write all that it takes to go on from here. Collective."""
-    sync_skipped(run, state)
+    """Begin to write all that it takes to resume from here. Collective."""
+    skipped = sync_skipped(run, state)
     if state.online_features is not None:
         state.online_features.write(run.position(state.round, state.step))
         run.workers.run_on_rank_zero(_prune_online_features, run)
-    run.workers.run_on_rank_zero(save, run, state)
+    run.workers.run_on_rank_zero(save, run, state, skipped)
 
 
 def _prune_online_features(run: Run) -> None:
@@ -89,6 +89,6 @@ def _prune_online_features(run: Run) -> None:
     prune(storage.join(run.config.run.dir, "online-features"), 0, min(kept, default=0) - 2 * run.steps_per_epoch)
 
 
-def sync_skipped(run: Run, state: State) -> None:
-    """Every worker meets the broken images of its own lanes; from here on all know all of them."""
-    state.skipped = sorted({SkippedImage(*item) for item in run.workers.all_gather(state.skipped)})
+def sync_skipped(run: Run, state: State) -> list[SkippedImage]:
+    """The skipped images of all workers, each of which knows those of its own streams. Collective."""
+    return sorted({SkippedImage(*item) for item in run.workers.all_gather(state.skipped)})

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
-from numpy.typing import NDArray
 
 from raycluster.config import dump
-from raycluster.data.manifest import Manifest
+from raycluster.data.dataset import ImageDataset
 from raycluster.features.extraction import SkippedImage
 from raycluster.io import storage
 from raycluster.run.checkpoint import list_checkpoints
 from raycluster.types import UserError
-
-ROWS_PER_FILE = 1_000_000
 
 
 def differences(run_dir: str, config: Any) -> list[str] | None:
@@ -75,25 +68,10 @@ def write_lines(run_dir: str, name: str, records: Sequence[dict[str, Any]]) -> N
     storage.write_bytes(storage.join(run_dir, name), text.encode())
 
 
-def write_skipped(run_dir: str, manifest: Manifest, skipped: Sequence[SkippedImage]) -> None:
+def write_skipped(run_dir: str, dataset: ImageDataset, skipped: Sequence[SkippedImage]) -> None:
     """skipped.jsonl: every image that could not be used, by name, and why."""
-    lines = [{"sample": s.sample, "path": manifest.paths[s.sample].as_py(), "reason": s.reason} for s in skipped]
+    lines = [{"sample": s.sample, "path": dataset.path(s.sample), "reason": s.reason} for s in skipped]
     write_lines(run_dir, "skipped.jsonl", lines)
-
-
-def write_assignments(run_dir: str, manifest: Manifest, labels: NDArray[np.int32]) -> None:
-    """assignments/*.parquet: which picture is in which cluster; columns sample, path, label_0, ... (-1: skipped)."""
-    table = pa.table(
-        {
-            "sample": np.arange(manifest.num_samples),
-            "path": manifest.paths,
-            **{f"label_{head}": row for head, row in enumerate(labels)},
-        }
-    )
-    for part, start in enumerate(range(0, len(table), ROWS_PER_FILE)):
-        buffer = io.BytesIO()
-        pq.write_table(table.slice(start, ROWS_PER_FILE), buffer, write_page_checksum=True)
-        storage.write_bytes(storage.join(run_dir, "assignments", f"part-{part:05d}.parquet"), buffer.getvalue())
 
 
 def read_report(run_dir: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import yaml
 from raycluster.config import parse
 from raycluster.data.manifest import read_manifest
 from raycluster.io import storage
+from raycluster.io.assignments import read_label_sets
 from raycluster.run.state import Config, validate_and_initialize
 from raycluster.types import UserError
 
@@ -27,7 +28,11 @@ def transfer_config(words: Sequence[str]) -> Config:
     labels, source = storage.absolute(found[0]), storage.join(found[0], "config.yaml")
     text = storage.read_bytes(source).decode()
     original, tree = parse(Config, text, source=source), yaml.safe_load(text)
-    tree["method"] = {"name": "transfer", "labels": labels, "num_clusters": list(original.method.heads())}
+    tree["method"] = {
+        "name": "transfer",
+        "labels": labels,
+        "num_clusters": [one.num_classes for one in read_label_sets(storage.join(labels, "assignments"))],
+    }
     overrides = [word for word in words if not word.startswith("labels=")]
     model = parse(Config, yaml.safe_dump(tree), overrides, source=source).model.name
     tree["run"]["dir"] = f"{found[0].rstrip('/')}-on-{model}"
@@ -37,8 +42,6 @@ def transfer_config(words: Sequence[str]) -> Config:
 
 
 def _check(labels: str, original: Config, config: Config) -> None:
-    if not storage.exists(storage.join(labels, "assignments")):
-        raise UserError(f"{labels} has no assignments yet; let that run finish a round, or give another one")
     validate_and_initialize(config)
     theirs = read_manifest(storage.join(labels, "manifest.parquet"))
     ours = read_manifest(storage.join(config.run.dir, "manifest.parquet"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 
@@ -22,16 +22,17 @@ from raycluster.events import Event, Finished, Progress, Round, Saved, Started, 
 from raycluster.features.extraction import SkippedImage
 from raycluster.features.online import OnlineFeatureBank
 from raycluster.io import storage
+from raycluster.io.assignments import write_assignments
 from raycluster.models.export import export
 from raycluster.run.checkpoint_policy import CheckpointPolicy, checkpoint, sync_skipped
-from raycluster.run.directory import read_report, write_assignments, write_lines, write_report, write_skipped
-from raycluster.run.reassignment import reassign
-from raycluster.run.state import Config, Run, State, fresh_network, open_run, restore
+from raycluster.run.directory import read_report, write_lines, write_report, write_skipped
+from raycluster.run.reassignment import Reassignment, reassign
+from raycluster.run.state import Config, Run, State, build_heads, build_objective, fresh_network, open_run, restore
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import generator, seed_for
 from raycluster.training.determinism import reproducible
 from raycluster.training.step import Microbatch, Step
-from raycluster.types import Assignments, Chunk
+from raycluster.types import Assignments, Chunk, ImageBlock
 
 # Images lie in shared memory, which torch may read; nothing here writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -57,12 +58,12 @@ def _run_rounds(run: Run, state: State) -> Iterator[Event]:
     state.online_features = _open_online_features(run, state)
     if state.round < len(run.rounds):
         processes = tuple(run.workers.all_gather([this_process()]))
-        num_samples, epochs = run.dataset.manifest.num_samples, run.config.training.epochs
+        num_samples, epochs = run.dataset.num_samples, run.config.training.epochs
         yield Started(num_samples, run.rounds, state.round, state.step, epochs, processes)
     checkpoint_policy = CheckpointPolicy(run, state)
     while state.round < len(run.rounds):
         if state.assigned != state.round:
-            yield from reassign(run, state)
+            adopt(run, state, (yield from reassign(run, state)))
             checkpoint(run, state)
             yield Saved(state.round, state.step)
         yield from train(run, state, checkpoint_policy)
@@ -70,17 +71,29 @@ def _run_rounds(run: Run, state: State) -> Iterator[Event]:
     yield from finish(run, state)
 
 
+def adopt(run: Run, state: State, found: Reassignment) -> None:
+    """Train on new labels: with the heads and the objective that the method makes of them."""
+    config = run.config
+    state.assignments, state.assigned, state.skipped = found.assignments, state.round, found.skipped
+    for phase, seconds in found.seconds.items():
+        state.running_sums[f"seconds_{phase}"] += seconds
+    heads = build_heads(config, state.network.backbone.num_features, found.assignments, state.round)
+    if heads is not None:
+        state.network.heads = heads.to(run.workers.device)
+        state.optimisers.new_heads(state.network.heads)
+    objective = build_objective(config, found.assignments)
+    objective.load_state_dict(state.objective.state_dict())
+    state.objective = objective
+
+
 def _open_online_features(run: Run, state: State) -> OnlineFeatureBank | None:
-    """What was gathered so far, if the method wants that."""
-    wanted = run.config.method.feature_request()
-    if wanted is None or not wanted.online:
+    """The features gathered so far, if the method requests online ones."""
+    request = run.config.method.feature_request(state.round)
+    if request is None or not request.online:
         return None
-    training = run.config.training
-    online_features = OnlineFeatureBank(
-        storage.join(run.config.run.dir, "online-features"), copies=training.rows_per_microbatch // training.microbatch
-    )
-    online_features.read(run.workers, run.position(state.round, state.step))
-    return online_features
+    bank = OnlineFeatureBank(storage.join(run.config.run.dir, "online-features"), copies=state.objective.copies)
+    bank.read(run.workers, run.position(state.round, state.step))
+    return bank
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -88,24 +101,25 @@ def _open_online_features(run: Run, state: State) -> OnlineFeatureBank | None:
 
 def train(run: Run, state: State, checkpoint_policy: CheckpointPolicy) -> Iterator[Event]:
     """The rest of the round, from state.step on."""
-    config, workers = run.config, run.workers
+    config, workers, sums = run.config, run.workers, state.running_sums
     first, last = run.rounds[state.round]
     exact = config.training.mode == "exact"
     network = state.network if exact else workers.wrap_ddp(state.network)
-    step = Step(network, state.optimisers, config.training, all_reduce=workers.all_reduce)
+    objective = state.objective
+    step = Step(network, state.optimisers, config.training, all_reduce=workers.all_reduce, objective=objective)
     started_at = time.monotonic()
-    hook = state.network.heads.register_forward_pre_hook(state.online_features) if state.online_features else None
+    bank = state.online_features
+    hook = state.network.heads.register_forward_pre_hook(bank) if bank else None
     for microbatches in _microbatches(run, state):
         result = step(microbatches, epoch=(first + state.step) / run.steps_per_epoch)
         state.step += 1
         now = time.monotonic()
-        state.running_sums["loss"] += result.loss
-        state.running_sums["steps"] += 1
-        state.running_sums["seconds_training"] += now - started_at
+        sums["steps"] += 1
+        sums["seconds_training"] += now - started_at
+        for name, value in {"loss": result.loss, **result.metrics}.items():
+            sums[name] += value
         started_at = now
-        yield Progress(
-            "training", state.step, last - first, f"loss {state.running_sums['loss'] / state.running_sums['steps']:.3f}"
-        )
+        yield Progress("training", state.step, last - first, f"loss {sums['loss'] / sums['steps']:.3f}")
         yield from checkpoint_policy.after_step()
     if hook:
         hook.remove()
@@ -115,36 +129,45 @@ def _microbatches(run: Run, state: State) -> Iterator[list[Microbatch]]:
     """This worker's microbatches of every step that the round still has, one list a step."""
     config, found = run.config, state.assignments
     assert found is not None
-    weights = config.method.sample_weights(found.labels)
+    weights = config.method.sample_weights(found)
     streams = run.workers.shard(range(config.training.num_microbatches))
     microbatch = config.training.microbatch
-    load = run.dataset.loader(config.views.train, microbatch)
-    for epoch, validate_and_initialize, stop in _epochs(run, state):
-        mine = [chunk for chunk in _plan(run, found, epoch) if chunk.stream in streams]
-        rest = from_step(mine, validate_and_initialize, microbatch)
-        rows_at_once = rows_within(CHUNK_BYTES, config.views.train.size, microbatch)
-        blocks = run.workers.stream(split_chunks(rest, rows_at_once, microbatch), load)
-        for step, rows in zip(range(validate_and_initialize, stop), steps(blocks, streams, microbatch), strict=False):
+    for epoch, begin, stop in _epochs(run, state):
+        blocks = _stream(run, state, epoch, begin, streams)
+        for step, rows in zip(range(begin, stop), steps(blocks, streams, microbatch), strict=False):
             seeds = [seed_for(config.seed, "microbatch", epoch, step, stream) for stream in streams]
             if state.online_features is not None:
                 first_visit = (epoch * run.steps_per_epoch + step) * config.training.num_microbatches
                 for stream in streams:
-                    state.online_features.register_batch(
-                        rows[stream][0], (first_visit + stream) * config.training.microbatch
-                    )
+                    position = (first_visit + stream) * microbatch
+                    state.online_features.register_batch(rows[stream].samples, position)
             yield [_microbatch(state, rows[stream], weights, seed) for stream, seed in zip(streams, seeds, strict=True)]
+
+
+def _stream(run: Run, state: State, epoch: int, step: int, streams: Sequence[int]) -> Iterator[ImageBlock]:
+    """The decoded rows of this worker's streams in an epoch, from `step` on."""
+    config, microbatch = run.config, run.config.training.microbatch
+    assert state.assignments is not None
+    mine = [chunk for chunk in _plan(run, state.assignments, epoch) if chunk.stream in streams]
+    views = [config.views.section(name) for name in state.objective.views]
+    rows_at_once = rows_within(CHUNK_BYTES // len(views), max(view.size for view in views), microbatch)
+    chunks = split_chunks(from_step(mine, step, microbatch), rows_at_once, microbatch)
+    return run.workers.stream(run.dataset.locate(chunks), run.dataset.loader(*views, microbatch=microbatch))
 
 
 def _microbatch(state: State, rows: StepRows, weights: NDArray[np.float32], seed: int) -> Microbatch:
     assert state.assignments is not None
-    samples, images, errors = rows
-    labels = state.assignments.labels[:, samples].astype(np.int64)
-    broken = errors != ""
-    if broken.any():  # it was whole when its features were extracted
-        labels[:, broken] = -1
-        news = map(SkippedImage, samples[broken].tolist(), errors[broken].tolist())
+    samples, broken = rows.samples, rows.errors != ""
+    label_sets = state.assignments.label_sets
+    labels = np.array([one.labels[samples] for one in label_sets], np.int64).reshape(len(label_sets), len(samples))
+    row_weights = weights[samples]
+    if broken.any():  # it could be read when its features were extracted
+        labels[:, broken], row_weights[broken] = -1, 0
+        news = map(SkippedImage, samples[broken].tolist(), rows.errors[broken].tolist())
         state.skipped = sorted({*state.skipped, *news})
-    return Microbatch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(weights[samples]), seed)
+    extra_views = tuple(map(torch.from_numpy, rows.extra_views))
+    images, weight = torch.from_numpy(rows.images), torch.from_numpy(row_weights)
+    return Microbatch(images, torch.from_numpy(labels), weight, seed, extra_views)
 
 
 def _epochs(run: Run, state: State) -> Iterator[tuple[int, int, int]]:
@@ -152,9 +175,9 @@ def _epochs(run: Run, state: State) -> Iterator[tuple[int, int, int]]:
     first, last = run.rounds[state.round]
     size, position = run.steps_per_epoch, first + state.step
     while position < last:
-        epoch, validate_and_initialize = divmod(position, size)
+        epoch, begin = divmod(position, size)
         stop = min(last - epoch * size, size)
-        yield epoch, validate_and_initialize, stop
+        yield epoch, begin, stop
         position = epoch * size + stop
 
 
@@ -162,8 +185,8 @@ def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
     config = run.config
     num_rows = run.steps_per_epoch * config.training.global_batch
     return plan_epoch(
-        config.method.visit_counts(found.labels, num_rows, generator(config.seed, "sampling", epoch)),
-        run.dataset.manifest.shards,
+        config.method.visit_counts(found, num_rows, generator(config.seed, "sampling", epoch)),
+        run.dataset.shards,
         streams=config.training.num_microbatches,
         microbatch=config.training.microbatch,
         seed=config.seed,
@@ -176,40 +199,45 @@ def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
 
 
 def evaluate_round(run: Run, state: State) -> dict[str, float]:
-    """How good the network is after the round, where `evaluation.every_rounds` wants to know; training ignores it."""
+    """How good the network is after the round, where `evaluation.every_rounds` asks for it; training ignores it."""
     every, done, started_at = run.config.evaluation.every_rounds, state.round + 1, time.monotonic()
     if not every or (done % every and done < len(run.rounds)):
         return {}
     assert state.assignments is not None
     evaluation = Evaluation(run.config.evaluation, run.config.views.eval, run.config.run.dir, run.workers)
-    clusters = state.assignments.labels[0]
-    figures = evaluation.after_round(state.network.backbone, run.dataset, clusters, f"after round {done}")
-    return {**figures, "seconds_evaluating": time.monotonic() - started_at}
+    clusters = _image_clusters(run, state.assignments)
+    metrics = evaluation.after_round(state.network.backbone, run.images, clusters, f"after round {done}")
+    return {**metrics, "seconds_evaluating": time.monotonic() - started_at}
 
 
-def finish_round(run: Run, state: State, judgement: dict[str, float]) -> Round:
-    """Write down what the round did, and make the next one the one to begin."""
-    found = state.assignments
+def _image_clusters(run: Run, found: Assignments) -> NDArray[np.int32] | None:
+    """(images,) the first label set, where it labels images; None where there is none."""
+    return found.label_sets[0].labels if found.label_sets and run.dataset.crops is None else None
+
+
+def finish_round(run: Run, state: State, evaluation: dict[str, float]) -> Round:
+    """Write down what the round did, and advance to the next one."""
+    found, sums = state.assignments, state.running_sums
     assert found is not None
-    sync_skipped(run, state)
-    running_sums = state.running_sums
-    loss = running_sums["loss"] / max(1, running_sums["steps"])
-    images = running_sums["steps"] * run.config.training.global_batch
+    state.skipped = sync_skipped(run, state)
+    num_steps = max(1, sums["steps"])
+    loss = sums["loss"] / num_steps
+    images = sums["steps"] * run.config.training.global_batch
+    chance = balance.loss_over_chance(loss, *found.num_classes, further=state.objective.auxiliary)
     record = {
         "round": state.round,
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
         "step": run.rounds[state.round][1],
-        "steps": int(running_sums["steps"]),
+        "steps": int(sums["steps"]),
         "loss": loss,
-        "loss_over_chance": balance.loss_over_chance(
-            loss, *found.num_clusters, further=run.config.training.auxiliary_heads
-        ),
-        "images_per_second": images / max(running_sums["seconds_training"], 1e-9),
-        **{key: running_sums[key] for key in ("seconds_extracting", "seconds_assigning", "seconds_training")},
-        **found.figures,
-        **judgement,
+        "loss_over_chance": chance,
+        **{name: sums[name] / num_steps for name in state.objective.metrics},
+        "images_per_second": images / max(sums["seconds_training"], 1e-9),
+        **{key: sums[key] for key in ("seconds_extracting", "seconds_assigning", "seconds_training")},
+        **found.metrics,
+        **evaluation,
         "num_skipped": len(state.skipped),
-        "assignments": sha256(found.labels.tobytes()).hexdigest()[:16],
+        "assignments": _digest(found),
     }
     state.records.append(record)
     state.round, state.step, state.running_sums = state.round + 1, 0, defaultdict(float)
@@ -218,11 +246,22 @@ def finish_round(run: Run, state: State, judgement: dict[str, float]) -> Round:
     return Round(record)
 
 
+def _digest(found: Assignments) -> str:
+    """16 hex digits that name the labels."""
+    digest = sha256()
+    for one in found.label_sets:
+        digest.update(one.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
-    write_lines(run.config.run.dir, "metrics.jsonl", state.records)
-    write_skipped(run.config.run.dir, run.dataset.manifest, state.skipped)
-    write_assignments(run.config.run.dir, run.dataset.manifest, state.assignments.labels)
+    run_dir, dataset = run.config.run.dir, run.dataset
+    write_lines(run_dir, "metrics.jsonl", state.records)
+    write_skipped(run_dir, dataset, state.skipped)
+    if state.assignments.label_sets:
+        folder = storage.join(run_dir, "assignments")
+        write_assignments(folder, state.assignments, dataset.manifest.paths, dataset.crops)
 
 
 def finish(run: Run, state: State) -> Iterator[Event]:
@@ -244,7 +283,7 @@ def finish(run: Run, state: State) -> Iterator[Event]:
         untrained = fresh_network(run.config, run.workers.device).backbone
         networks = {"untrained": untrained, "pre-trained": state.network.backbone}
         evaluation = Evaluation(run.config.evaluation, run.config.views.eval, run.config.run.dir, run.workers)
-        report["accuracies"] = evaluation.compare(networks, run.dataset)
+        report["accuracies"] = evaluation.compare(networks, run.images)
     run.workers.run_on_rank_zero(write_report, run.config.run.dir, report)
     yield Finished(report)
 

@@ -1,9 +1,10 @@
-"""Labels anew: the features of every image with the weights of now, and the assignments that a method finds in them."""
+"""Reassignment: the features of every sample with the current weights, and the labels that a method finds in them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
@@ -15,66 +16,77 @@ from raycluster.events import Event, Progress
 from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
 from raycluster.features.interruptible import Interruptible
 from raycluster.io import storage
-from raycluster.models.heads import Heads
+from raycluster.methods.base import AssignmentContext
 from raycluster.run.directory import write_skipped
 from raycluster.run.state import Run, State
 from raycluster.runtime.workers import FeatureBlocksLost
 from raycluster.seeding import seed_for
-from raycluster.types import Assignments, FeatureRequest, UserError
+from raycluster.types import Assignments, FeatureRequest, LabelSet, UserError
 
 
-def reassign(run: Run, state: State) -> Iterator[Event]:
-    """Features of every image with the weights of now, and new labels from them."""
-    config, workers, began = run.config, run.workers, time.monotonic()
-    wanted, version, again = config.method.feature_request(), workers.run_on_rank_zero(_version, state), False
+@dataclass(frozen=True)
+class Reassignment:
+    """What a reassignment found. skipped: all images so far that could not be used. seconds: by phase."""
+
+    assignments: Assignments
+    skipped: list[SkippedImage]
+    seconds: dict[str, float]
+
+
+def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
+    """Extract the features that the method requests, and assign labels. Yields progress, returns a Reassignment.
+
+    Features that are lost with a machine are extracted again. Collective.
+    """
+    workers, started_at = run.workers, time.monotonic()
+    request, version = run.config.method.feature_request(state.round), workers.run_on_rank_zero(_version, state)
+    skipped, again = state.skipped, False
     while True:
-        if wanted is not None:
-            yield from _extract(run, state, wanted, version, again=again)
-        extracted = time.monotonic()
-        yield Progress("clustering", 0, 1, f"into {' + '.join(map(str, config.method.heads()))}")
+        if request is not None:
+            skipped = yield from _extract(run, state, request, version, again=again)
+        extracted_at = time.monotonic()
+        sizes = " + ".join(map(str, run.config.method.requested_clusters()))
+        yield Progress("clustering", 0, 1, f"into {sizes}" if sizes else "")
         try:
             found = workers.run_on_rank_zero(_assign, run, state, version)
             break
         except FeatureBlocksLost:
             again = True
-    state.running_sums["seconds_extracting"] += extracted - began
-    state.running_sums["seconds_assigning"] += time.monotonic() - extracted
-    state.assignments, state.assigned = found, state.round
-    # Extracted by a group of workers that is gone, which knew why.
-    state.skipped += _unnamed(found, state.skipped)
-    if config.method.resets_heads:
-        sizes = (*found.num_clusters, *config.training.auxiliary_heads)
-        heads = Heads(state.network.backbone.num_features, sizes, seed_for(config.seed, "head", state.round))
-        state.network.heads = heads.to(workers.device)
-        state.optimisers.new_heads(state.network.heads)
+    seconds = {"extracting": extracted_at - started_at, "assigning": time.monotonic() - extracted_at}
+    # What was extracted by an earlier group of workers, which alone knew the reasons.
+    return Reassignment(found, skipped + _without_features(found, skipped), seconds)
 
 
-def _extract(run: Run, state: State, wanted: FeatureRequest, version: str, *, again: bool) -> Iterator[Event]:
-    """What the method wants, of every image that can be read. again: not for the first time."""
-    view, epoch = getattr(run.config.views, wanted.view), -1 - state.round  # epochs of training begin with 0
-    feature_spec = FeatureSpec(view, wanted.layer, wanted.kind, wanted.visits, epoch if view.is_random else 0)
-    shards: Sequence[int] = range(len(run.dataset.manifest.shards))
+def _extract(
+    run: Run, state: State, request: FeatureRequest, version: str, *, again: bool
+) -> Generator[Event, None, list[SkippedImage]]:
+    """The requested features of every sample that can be read; returns all skipped images. again: not the first time."""
+    view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
+    feature_spec = FeatureSpec(view, request.layer, request.kind, request.visits, epoch if view.is_random else 0)
+    skipped, shards = state.skipped, range(len(run.dataset.shards))
+    missing: Sequence[int] = shards
     if state.online_features is not None:
-        skipped = np.array([item.sample for item in state.skipped], np.int64)
-        shards = state.online_features.put(run.workers, version, run.dataset.manifest.shards, skipped)
+        samples = np.array([item.sample for item in skipped], np.int64)
+        missing = state.online_features.put(run.workers, version, run.dataset.shards, samples)
     for event in extract(
         state.network.backbone,
         run.dataset,
         run.workers,
         feature_spec=feature_spec,
         version=version,
-        shards=shards,
+        shards=missing,
         again=again,
     ):
         if isinstance(event, SkippedImage):
-            state.skipped = sorted({*state.skipped, event})
+            skipped = sorted({*skipped, event})
         else:
             yield event
-    _check_budget(run, state.skipped)
+    _check_budget(run, skipped)
+    return skipped
 
 
-def _unnamed(found: Assignments, skipped: list[SkippedImage]) -> list[SkippedImage]:
-    absent = set(np.flatnonzero((found.labels < 0).all(axis=0)).tolist()) - {item.sample for item in skipped}
+def _without_features(found: Assignments, skipped: list[SkippedImage]) -> list[SkippedImage]:
+    absent = set(np.flatnonzero(~found.included).tolist()) - {item.sample for item in skipped}
     return [SkippedImage(sample, "it had no features to cluster") for sample in sorted(absent)]
 
 
@@ -87,10 +99,10 @@ def _version(state: State) -> str:
 
 
 def _check_budget(run: Run, skipped: list[SkippedImage]) -> None:
-    data, total = run.config.data, run.dataset.manifest.num_samples
-    run.workers.run_on_rank_zero(write_skipped, run.config.run.dir, run.dataset.manifest, skipped)
+    data, total = run.config.data, run.dataset.num_samples
+    run.workers.run_on_rank_zero(write_skipped, run.config.run.dir, run.dataset, skipped)
     if len(skipped) > data.max_broken_fraction * total:
-        first = [f"{run.dataset.manifest.paths[item.sample]}: {item.reason}" for item in skipped[:3]]
+        first = [f"{run.dataset.path(item.sample)}: {item.reason}" for item in skipped[:3]]
         raise UserError(
             f"{len(skipped)} of {total} images could not be read, more than data.max_broken_fraction = "
             f"{data.max_broken_fraction} allows; the first: {'; '.join(first)}. All of them are named in "
@@ -100,38 +112,41 @@ def _check_budget(run: Run, skipped: list[SkippedImage]) -> None:
 
 def _assign(run: Run, state: State, version: str) -> Assignments:
     """New labels, with what a user wants to know about them."""
-    method = run.config.method
-    found: Assignments = method.assign(
-        Interruptible(run.workers.features(version), run.workers.stopping) if method.feature_request() else None,
-        num_samples=run.dataset.manifest.num_samples,
-        seed=seed_for(run.config.seed, "assign", state.round),
-        heads=state.network.heads.arrays()[: len(method.heads())],
+    method, config = run.config.method, run.config
+    context = AssignmentContext(
+        num_samples=run.dataset.num_samples,
+        round=state.round,
+        seed=seed_for(config.seed, "assign", state.round),
+        heads=state.network.heads,
         previous=state.assignments,
     )
-    figures = {**found.figures, **describe(found, state.assignments, run.dataset.manifest.labels)}
-    return Assignments(found.labels, found.num_clusters, figures, found.state)
+    wanted = method.feature_request(state.round) is not None
+    features = Interruptible(run.workers.features(version), run.workers.stopping) if wanted else None
+    found: Assignments = method.assign(features, context)
+    metrics = {**found.metrics, **describe(found, state.assignments, run.dataset.labels)}
+    return replace(found, metrics=metrics)
 
 
 def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np.int32] | None) -> dict[str, float]:
-    """Figures of an assignment: sizes, change since the previous one, agreement with labels; means over the heads."""
-    before = [None] * len(found.labels) if previous is None else previous.labels
-    heads = [
-        _describe_head(labels, size, old, truth)
-        for labels, size, old in zip(found.labels, found.num_clusters, before, strict=True)
-    ]
-    return {name: float(np.mean([figures[name] for figures in heads])) for name in heads[0]}
+    """Metrics of an assignment: sizes, change since the previous one, agreement with labels; means over label sets.
+
+    truth: (N,) true classes, -1 where unknown. Returns {} where there are no label sets.
+    """
+    before: Sequence[LabelSet | None] = () if previous is None else previous.label_sets
+    before = before if len(before) == len(found.label_sets) else [None] * len(found.label_sets)
+    sets = [_describe_set(one, old, truth) for one, old in zip(found.label_sets, before, strict=True)]
+    return {name: float(np.mean([metrics[name] for metrics in sets])) for name in (sets[0] if sets else ())}
 
 
-def _describe_head(
-    labels: NDArray[np.int32], num_clusters: int, previous: NDArray[np.int32] | None, truth: NDArray[np.int32] | None
-) -> dict[str, float]:
-    included = labels >= 0
-    figures = balance.balance(np.bincount(labels[included], minlength=num_clusters))
+def _describe_set(one: LabelSet, previous: LabelSet | None, truth: NDArray[np.int32] | None) -> dict[str, float]:
+    labels, included = one.labels, one.labels >= 0
+    metrics = balance.balance(np.bincount(labels[included], minlength=one.num_classes))
+    metrics["num_clusters"] = float(one.num_classes)
     if previous is not None:
-        both = included & (previous >= 0)
-        figures["nmi_previous"] = mutual_information(labels[both], previous[both])
-        figures["changed_share"] = balance.changed_share(labels, previous)
+        both = included & (previous.labels >= 0)
+        metrics["nmi_previous"] = mutual_information(labels[both], previous.labels[both])
+        metrics["changed_share"] = balance.changed_share(labels, previous.labels)
     if truth is not None:
         known = included & (truth >= 0)
-        figures["nmi_labels"] = mutual_information(labels[known], truth[known])
-    return figures
+        metrics["nmi_labels"] = mutual_information(labels[known], truth[known])
+    return metrics

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from raycluster.config import PluginField, settings
 from raycluster.config.registry import did_you_mean
@@ -20,7 +22,6 @@ from raycluster.evaluation.runner import Evaluation, EvaluationSettings
 from raycluster.features.extraction import SkippedImage
 from raycluster.features.online import OnlineFeatureBank
 from raycluster.io import storage
-from raycluster.models.heads import Heads
 from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
 from raycluster.run.directory import (
     check_directory,
@@ -32,9 +33,11 @@ from raycluster.run.local_workers import LocalWorkers
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import seed_for
 from raycluster.training.config import TrainingSettings
+from raycluster.training.objective import Objective
 from raycluster.training.optimiser import Optimisers
+from raycluster.training.rotation import with_rotation
 from raycluster.training.step import Network
-from raycluster.types import Assignments, UserError
+from raycluster.types import Assignments, LabelSet, UserError
 
 
 @settings
@@ -101,7 +104,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same while a run goes on."""
+    """What stays the same during a run."""
 
     config: Config
     workers: Workers
@@ -109,14 +112,19 @@ class Run:
     checkpointer: AsyncCheckpointer
 
     @cached_property
+    def images(self) -> ImageDataset:
+        """The data set with each image as one sample, whatever the samples of the method are."""
+        return replace(self.dataset, crops=None)
+
+    @cached_property
     def steps_per_epoch(self) -> int:
         size = self.config.training.global_batch
-        return whole_batches(self.dataset.manifest.num_samples, size) // size
+        return whole_batches(self.dataset.num_samples, size) // size
 
     @cached_property
     def rounds(self) -> list[tuple[int, int]]:
         """(first step, step after the last) of every round."""
-        starts = self.config.method.reassignments(self.config.training.epochs, self.steps_per_epoch)
+        starts = self.config.method.reassign_steps(self.config.training.epochs, self.steps_per_epoch)
         return list(zip(starts, [*starts[1:], self.config.training.epochs * self.steps_per_epoch], strict=True))
 
     def position(self, round: int, step: int) -> int:
@@ -126,30 +134,32 @@ class Run:
 
 @dataclass
 class State:
-    """What a checkpoint holds: a run can go on from it with any number of workers."""
+    """What a checkpoint holds: a run can resume from it with any number of workers.
+
+    step: within the round. assigned: the round that `assignments` belong to. running_sums: over the round so far.
+    """
 
     network: Network
     optimisers: Optimisers
+    objective: Objective
     round: int = 0
-    step: int = 0  # within the round
-    assigned: int = -1  # the round that `assignments` belong to
+    step: int = 0
+    assigned: int = -1
     assignments: Assignments | None = None
     skipped: list[SkippedImage] = field(default_factory=list)
     online_features: OnlineFeatureBank | None = None
-    running_sums: defaultdict[str, float] = field(
-        default_factory=lambda: defaultdict(float)
-    )  # sums over the round so far
+    running_sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def validate_and_initialize(config: Config) -> None:
     """Check everything that can be checked before any expensive work, and leave config and manifest in the directory.
 
-    Nothing is written over a run that has a checkpoint; what has none is begun anew. Raises UserError.
+    A run that has a checkpoint is never overwritten; one that has none starts anew. Raises UserError.
     """
     run_dir = config.run.dir
     check_directory(run_dir, config, config.run.resume)
-    check_layers(config)
+    check_network(config)
     manifest_uri = storage.join(run_dir, "manifest.parquet")
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
     check_dataset(config, open_dataset(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
@@ -158,8 +168,9 @@ def validate_and_initialize(config: Config) -> None:
 
 def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None:
     """UserError unless the images suffice for the clusters and the evaluation. directory: of cached manifests."""
-    num_samples = dataset.manifest.num_samples
-    for num_clusters in config.method.heads():
+    crops = config.method.crops(dataset.manifest.num_samples, config.seed)
+    num_samples = replace(dataset, crops=crops).num_samples
+    for num_clusters in config.method.requested_clusters():
         if num_clusters > num_samples:
             raise UserError(
                 f"method wants {num_clusters} clusters, but {config.data.uri} holds {num_samples} images; wanted at "
@@ -169,15 +180,21 @@ def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None
         Evaluation(config.evaluation, config.views.eval, directory, LocalWorkers()).check(dataset)
 
 
-def check_layers(config: Config) -> None:
-    """UserError unless the network has the layers that are named, and the views vary where several are averaged."""
-    layers, wanted = config.model.build(0).layers, config.method.feature_request()
-    if wanted and wanted.visits > 1 and not getattr(config.views, wanted.view).is_random:
+def check_network(config: Config) -> None:
+    """UserError unless the layers and views that are named exist, and views vary where several are averaged."""
+    request = config.method.feature_request(0)
+    objective = build_objective(config, None)
+    for name in objective.views:
+        config.views.section(name)
+    if request and request.online and len(objective.views) > 1:
+        raise UserError("method: online features need an objective with a single view; use extracted features")
+    if request and request.visits > 1 and not config.views.section(request.view).is_random:
         raise UserError(
-            f"method averages {wanted.visits} views of an image, but views.{wanted.view} is always the same: "
+            f"method averages {request.visits} views of an image, but views.{request.view} is always the same: "
             "average 1, or let it crop or vary at random"
         )
-    for path, layer in (("method.layer", wanted and wanted.layer), ("evaluation.layer", config.evaluation.layer)):
+    layers = config.model.build(0).layers
+    for path, layer in (("method.layer", request and request.layer), ("evaluation.layer", config.evaluation.layer)):
         if layer is not None and layer not in layers:
             raise UserError(
                 f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"
@@ -186,9 +203,10 @@ def check_layers(config: Config) -> None:
 
 
 def open_run(config: Config, workers: Workers) -> Run:
-    """The run as its directory has it, begun if need be; collective."""
+    """The run as its directory has it, initialized if need be. Collective."""
     workers.run_on_rank_zero(_ensure_initialized, config)
     dataset = open_dataset(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
+    dataset = replace(dataset, crops=config.method.crops(dataset.manifest.num_samples, config.seed))
     return Run(config, workers, dataset, AsyncCheckpointer(config.run.dir, keep=config.run.keep_checkpoints))
 
 
@@ -197,52 +215,105 @@ def _ensure_initialized(config: Config) -> None:
         validate_and_initialize(config)
 
 
+def build_objective(config: Config, assignments: Assignments | None) -> Objective:
+    """What the method minimises, with rotation prediction if the settings ask for it."""
+    objective: Objective = config.method.objective(assignments)
+    return with_rotation(objective) if config.training.rotation else objective
+
+
+def build_heads(config: Config, width: int, assignments: Assignments | None, round: int) -> nn.Module | None:
+    """The heads that the method makes for assignments of this round, None if it keeps those there are."""
+    auxiliary, seed = build_objective(config, assignments).auxiliary, seed_for(config.seed, "head", round)
+    heads: nn.Module | None = config.method.heads(width, assignments, auxiliary=auxiliary, seed=seed)
+    return heads
+
+
 def fresh_network(config: Config, device: torch.device) -> Network:
-    """The network before it has learned anything: its weights follow from the seed alone."""
+    """The untrained network: its weights follow from the seed alone."""
     backbone = config.model.build(seed_for(config.seed, "backbone"))
-    sizes = (*config.method.heads(), *config.training.auxiliary_heads)
-    heads = Heads(backbone.num_features, sizes, seed_for(config.seed, "head", 0))
+    heads = build_heads(config, backbone.num_features, None, 0)
+    assert heads is not None, f"{config.method.name} makes no heads to start with"
     return Network(backbone, heads).to(device)
 
 
 def restore(run: Run) -> State:
-    """The state in the newest checkpoint, or that of a run that has not begun."""
+    """The state in the newest checkpoint, or that of a run that has not started."""
     config, device = run.config, run.workers.device
     network = fresh_network(config, device)
-    state = State(network, Optimisers(network.backbone, network.heads, config.training))
     saved = load_newest(config.run.dir, device)
     if saved is None:
-        return state
+        optimisers = Optimisers(network.backbone, network.heads, config.training)
+        return State(network, optimisers, build_objective(config, None))
+    assignments = _unpack_assignments(saved["assignments"])
+    if assignments is not None:
+        heads = build_heads(config, network.backbone.num_features, assignments, saved["assigned"])
+        network.heads = (heads or network.heads).to(device)
+    _check_head_sizes(saved["head_shapes"], network.heads)
     network.load_state_dict(saved["network"])
-    state.optimisers.load_state_dict(saved["optimisers"])
-    state.round, state.step, state.assigned = saved["round"], saved["step"], saved["assigned"]
-    if saved["assignments"] is not None:
-        labels, sizes, figures, arrays = saved["assignments"]
-        kept = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-        state.assignments = Assignments(labels.cpu().numpy(), tuple(sizes), figures, kept)
-    state.skipped = [SkippedImage(*item) for item in saved["skipped"]]
-    state.running_sums, state.records = defaultdict(float, saved["tally"]), saved["records"]
-    return state
+    optimisers = Optimisers(network.backbone, network.heads, config.training)
+    optimisers.load_state_dict(saved["optimisers"])
+    objective = build_objective(config, assignments)
+    objective.load_state_dict(saved["objective"])
+    return State(
+        network,
+        optimisers,
+        objective,
+        round=saved["round"],
+        step=saved["step"],
+        assigned=saved["assigned"],
+        assignments=assignments,
+        skipped=[SkippedImage(*item) for item in saved["skipped"]],
+        running_sums=defaultdict(float, saved["running_sums"]),
+        records=saved["records"],
+    )
 
 
-def save(run: Run, state: State) -> None:
-    """Begin to write a checkpoint; one worker does it for all."""
-    found = state.assignments
+def save(run: Run, state: State, skipped: Sequence[SkippedImage]) -> None:
+    """Begin to write a checkpoint; one worker does it for all. skipped: of all workers."""
     saved = {
         "network": state.network.state_dict(),
+        "head_shapes": _head_shapes(state.network.heads),
         "optimisers": state.optimisers.state_dict(),
+        "objective": state.objective.state_dict(),
         "round": state.round,
         "step": state.step,
         "assigned": state.assigned,
-        "assignments": found
-        and (
-            torch.from_numpy(found.labels),
-            list(found.num_clusters),
-            found.figures,
-            {name: torch.from_numpy(array) for name, array in found.state.items()},
-        ),
-        "skipped": [tuple(item) for item in state.skipped],
-        "tally": dict(state.running_sums),
+        "assignments": _pack_assignments(state.assignments),
+        "skipped": [tuple(item) for item in skipped],
+        "running_sums": dict(state.running_sums),
         "records": state.records,
     }
     run.checkpointer.save(saved)
+
+
+def _head_shapes(heads: nn.Module) -> dict[str, list[int]]:
+    """What numbers of classes a checkpoint holds, which may change from round to round."""
+    return {name: list(tensor.shape) for name, tensor in heads.state_dict().items()}
+
+
+def _check_head_sizes(saved: dict[str, list[int]], heads: nn.Module) -> None:
+    if saved != _head_shapes(heads):
+        raise UserError(
+            f"the checkpoint holds heads of shapes {saved}, this version makes {_head_shapes(heads)} of its "
+            "assignments; resume with the version that wrote it, or start again in another run.dir"
+        )
+
+
+def _pack_assignments(found: Assignments | None) -> dict[str, Any] | None:
+    """Plain tensors, numbers and lists, as checkpoints hold them."""
+    if found is None:
+        return None
+    return {
+        "num_samples": found.num_samples,
+        "label_sets": [(torch.from_numpy(one.labels), one.num_classes, one.weight) for one in found.label_sets],
+        "metrics": found.metrics,
+        "state": {name: torch.from_numpy(array) for name, array in found.state.items()},
+    }
+
+
+def _unpack_assignments(saved: dict[str, Any] | None) -> Assignments | None:
+    if saved is None:
+        return None
+    label_sets = tuple(LabelSet(labels.cpu().numpy(), *sizes) for labels, *sizes in saved["label_sets"])
+    state = {name: tensor.cpu().numpy() for name, tensor in saved["state"].items()}
+    return Assignments(saved["num_samples"], label_sets, saved["metrics"], state)

@@ -6,7 +6,7 @@ from raycluster.data.dataset import open_dataset
 from raycluster.io import storage
 from raycluster.run.directory import differences, holds_run, write_config
 from raycluster.run.local_workers import LocalWorkers
-from raycluster.run.state import Config, check_dataset, check_layers
+from raycluster.run.state import Config, check_dataset, check_network
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.plan import Sweep
 from raycluster.sweep.space import one_by_one, told
@@ -53,7 +53,7 @@ def _check_data(sweep: SweepConfig, configs: list[Config]) -> None:
     config_errors: dict[str, None] = {}
     for config in configs:
         try:
-            check_layers(config)
+            check_network(config)
             uri = manifest_uri(sweep, config.data)
             dataset = open_dataset(config.data, uri, LocalWorkers(), config.seed)
             check_dataset(config, dataset, storage.parent(uri))

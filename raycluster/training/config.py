@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raycluster.config import settings
-from raycluster.training.rotation import TURNS
 from raycluster.types import UserError
 
 
@@ -49,20 +48,9 @@ class TrainingSettings:
         """Microbatches of one optimiser step, over all workers."""
         return self.global_batch // self.microbatch
 
-    @property
-    def auxiliary_heads(self) -> tuple[int, ...]:
-        """Sizes of the heads that learn something else than labels; they come after the others."""
-        return (TURNS,) if self.rotation else ()
-
-    @property
-    def rows_per_microbatch(self) -> int:
-        """Rows that the network sees of one microbatch."""
-        return self.microbatch * (TURNS if self.rotation else 1)
-
-    @property
-    def microbatches_per_forward(self) -> int:
-        """How many microbatches go through the network together at most."""
-        return 1 if self.mode == "exact" else max(1, (self.forward_rows or 256) // self.rows_per_microbatch)
+    def microbatches_per_forward(self, copies: int) -> int:
+        """How many microbatches go through the network together at most. copies: rows that it sees of each image."""
+        return 1 if self.mode == "exact" else max(1, (self.forward_rows or 256) // (self.microbatch * copies))
 
     def __post_init__(self) -> None:
         if faults := [*self._size_faults(), *self._mode_faults(), *self._schedule_faults()]:
@@ -85,10 +73,8 @@ class TrainingSettings:
             )
         if self.mode == "exact" and self.forward_rows is not None:
             faults.append("forward_rows has no effect in mode exact, which takes one microbatch at a time: remove it")
-        if self.mode == "fast" and self.forward_rows is not None and self.forward_rows % self.rows_per_microbatch:
-            faults.append(
-                f"forward_rows {self.forward_rows} is no multiple of microbatch, {self.rows_per_microbatch} rows"
-            )
+        if self.mode == "fast" and self.forward_rows is not None and self.forward_rows % self.microbatch:
+            faults.append(f"forward_rows {self.forward_rows} is no multiple of microbatch, {self.microbatch} rows")
         return faults
 
     def _schedule_faults(self) -> list[str]:

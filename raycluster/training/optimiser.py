@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
 
 _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
@@ -33,7 +32,7 @@ class Optimisers:
     keeps fp16 gradients in range; 1 in other precisions.
     """
 
-    def __init__(self, backbone: nn.Module, heads: Heads, settings: TrainingSettings) -> None:
+    def __init__(self, backbone: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
         self.settings = settings
         self.body = SGD(
             backbone.parameters(),
@@ -46,16 +45,16 @@ class Optimisers:
         self.loss_scale = _FIRST_SCALE if settings.precision == "fp16" else 1.0
         self._steps_since_change = 0
 
-    def _head(self, heads: Heads) -> SGD:
+    def _head(self, heads: nn.Module) -> SGD:
         return SGD(
-            heads.parameters(),
+            [{"params": [*heads.parameters()]}],  # as a group, which may be empty before the first reassignment
             self.settings.head_lr or self.settings.lr,
             momentum=self.settings.head_momentum,
             weight_decay=self.settings.weight_decay,
             foreach=True,
         )
 
-    def new_heads(self, heads: Heads) -> None:
+    def new_heads(self, heads: nn.Module) -> None:
         """Forget the state of the old heads' optimiser; the backbone keeps its momentum."""
         self.head = self._head(heads)
 

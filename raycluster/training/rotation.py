@@ -1,5 +1,5 @@
-"""A second task beside the labels: by how many quarter turns was a picture turned (Gidaris et al., Unsupervised
-representation learning by predicting image rotations, ICLR 2018)? With it, SeLa becomes SeLa+Rot.
+"""4-way rotation prediction (Gidaris et al., Unsupervised representation learning by predicting image rotations, ICLR
+2018): alone, it is RotNet; beside the labels of SeLa, it is SeLa+Rot (Asano et al., ICLR 2020, section 4.3).
 """
 
 from __future__ import annotations
@@ -9,27 +9,77 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raycluster.training.objective import cross_entropy
+from raycluster.training.objective import Batch, CrossEntropy, Objective, cross_entropy
+from raycluster.types import UserError
 
-TURNS = 4
+NUM_ROTATIONS = 4
 
 
-def rotate_batch(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row, then its copies turned by 90, 180 and 270 degrees anticlockwise; one more row of labels.
+class RotationPrediction(Objective):
+    """Each row and its three rotated copies; one head predicts the rotation."""
 
-    images: (n, s, s, 3). labels: (heads, n). weights: (n,). Returns (4n, s, s, 3), (heads + 1, 4n), (4n,). Only the
-    upright copy keeps its labels; the last head is to tell the number of turns, of rows that have any label.
+    copies = NUM_ROTATIONS
+    auxiliary = (NUM_ROTATIONS,)
+    metrics = ("rotation_accuracy",)
+
+    def expand(self, batch: Batch) -> Batch:
+        """The labels of the expanded batch are the rotations alone."""
+        rotated = rotate_batch(batch)
+        return rotated._replace(labels=rotated.labels[-1:])
+
+    def loss(self, outputs: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
+        return cross_entropy(outputs[0], batch.labels, batch.weights)
+
+    def measure(self, outputs: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
+        return _correct(outputs[0][-1], batch.labels[-1], batch.weights)[None]
+
+
+class CrossEntropyWithRotation(CrossEntropy):
+    """Cross-entropy with every label set on the upright rows, plus rotation prediction on all copies."""
+
+    copies = NUM_ROTATIONS
+    auxiliary = (NUM_ROTATIONS,)
+    metrics = ("rotation_accuracy",)
+
+    def expand(self, batch: Batch) -> Batch:
+        return rotate_batch(batch)
+
+    def loss(self, outputs: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
+        logits, labels, weights = outputs[0], batch.labels, batch.weights
+        upright = cross_entropy(logits[:-1], labels[:-1], weights, self.set_weights)
+        return NUM_ROTATIONS * upright + cross_entropy(logits[-1:], labels[-1:], weights)
+
+    def measure(self, outputs: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
+        return _correct(outputs[0][-1], batch.labels[-1], batch.weights)[None]
+
+
+def with_rotation(objective: Objective) -> Objective:
+    """The objective with rotation prediction beside it. Raises UserError where it is no plain cross-entropy."""
+    if type(objective) is not CrossEntropy:
+        raise UserError(
+            f"training.rotation: seen true; wanted false for a method that minimises {type(objective).__name__}, "
+            "which cannot predict rotations besides: remove it"
+        )
+    return CrossEntropyWithRotation(objective.set_weights)
+
+
+def rotate_batch(batch: Batch) -> Batch:
+    """Each row, then its copies rotated by 90, 180 and 270 degrees anticlockwise; one more row of labels.
+
+    Returns images (4n, s, s, 3) per view, labels (label sets + 1, 4n), weights (4n,). Only the upright copy keeps its
+    labels; the last row of labels is the rotation, of rows whose weight is not 0.
     """
-    copies = torch.stack([torch.rot90(images, turn, (1, 2)) for turn in range(TURNS)], dim=1).flatten(0, 1)
-    upright = labels.new_full((*labels.shape, TURNS), -1)
+    labels, weights = batch.labels, batch.weights
+    copies = tuple(
+        torch.stack([torch.rot90(images, turn, (1, 2)) for turn in range(NUM_ROTATIONS)], dim=1).flatten(0, 1)
+        for images in batch.images
+    )
+    upright = labels.new_full((*labels.shape, NUM_ROTATIONS), -1)
     upright[..., 0] = labels
-    turns = torch.arange(TURNS, device=labels.device).where((labels >= 0).any(0)[:, None], -1)
-    return copies, torch.cat((upright.flatten(1), turns.flatten()[None])), weights.repeat_interleave(TURNS)
+    rotations = torch.arange(NUM_ROTATIONS, device=labels.device).where((weights > 0)[:, None], -1)
+    expanded = torch.cat((upright.flatten(1), rotations.flatten()[None]))
+    return Batch(copies, expanded, weights.repeat_interleave(NUM_ROTATIONS))
 
 
-def rotation_loss(logits: Sequence[Tensor], labels: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy, mean over the heads but the last and over upright copies, plus that of the last over all copies.
-
-    Arguments as `rotate_batch` made them; returns (4n,), whose mean is the loss.
-    """
-    return TURNS * cross_entropy(logits[:-1], labels[:-1], weights) + cross_entropy(logits[-1:], labels[-1:], weights)
+def _correct(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) == labels) * weights

@@ -14,13 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from raycluster.models.backbone import Backbone
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
-from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
 from raycluster.training.determinism import reproducible
 from raycluster.training.gradient_buffer import FixedPoint, Sums
-from raycluster.training.objective import Loss, cross_entropy
+from raycluster.training.objective import Batch, CrossEntropy, Objective
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.rotation import rotate_batch, rotation_loss
 from raycluster.types import UserError
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,39 +27,39 @@ _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class Microbatch(NamedTuple):
     """Rows that are always computed together.
 
-    images: (b, h, w, 3) uint8 RGB. labels: (heads, b) int64, below 0 for rows that a head ignores. weights: (b,)
-    float32. seed: names the work, e.g. seed_for(run_seed, "microbatch", step, lane); decides about dropout.
+    images: (b, h, w, 3) uint8 RGB. labels: (label sets, b) int64, below 0 for rows that a set excludes. weights: (b,)
+    float32, 0 for rows that take no part. seed: names the work, e.g. seed_for(run_seed, "microbatch", step, stream);
+    decides about dropout. extra_views: the same rows in further views.
     """
 
     images: Tensor
     labels: Tensor
     weights: Tensor
     seed: int
+    extra_views: tuple[Tensor, ...] = ()
 
 
 class StepResult(NamedTuple):
-    """loss: mean over the rows that have a label, as weighted. weight: mean weight of all rows, 0 for those without
-    label.
-
-    applied: False if the step was left out because fp16 gradients did not fit.
+    """loss, metrics: weighted means over the rows that take part. weight: mean weight of all rows. applied: False if
+    the step was skipped because fp16 gradients overflowed.
     """
 
     loss: float
     weight: float
     applied: bool
+    metrics: dict[str, float]
 
 
 class Network(nn.Module):
-    """Backbone and heads: (n, 3, h, w) images -> logits per head."""
+    """Backbone and heads: images in one or several views -> logits per view and head."""
 
-    def __init__(self, backbone: Backbone, heads: Heads) -> None:
+    def __init__(self, backbone: Backbone, heads: nn.Module) -> None:
         super().__init__()
         self.backbone, self.heads = backbone, heads
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(n, 3, h, w) -> one (n, size) per head."""
-        logits: list[Tensor] = self.heads(self.backbone(images))
-        return logits
+    def forward(self, *views: Tensor) -> list[list[Tensor]]:
+        """(n, 3, h, w) per view -> per view, one (n, classes) per head."""
+        return [self.heads(self.backbone(images)) for images in views]
 
 
 def no_reduce(tensor: Tensor) -> None:
@@ -72,8 +70,8 @@ class Step:
     """Makes optimiser steps of one network; make a new one when its heads are replaced.
 
     network: a Network, or one wrapped in DistributedDataParallel (fast mode only), which then averages the gradients;
-    unwrapped, `all_reduce` sums them. all_reduce: replaces a tensor by its sum over all workers, in place. loss: of each row, None
-    for the one that the settings ask for.
+    unwrapped, `all_reduce` sums them. all_reduce: replaces a tensor by its sum over all workers, in place. objective:
+    what to minimise, cross-entropy unless given.
     """
 
     def __init__(
@@ -83,19 +81,21 @@ class Step:
         settings: TrainingSettings,
         *,
         all_reduce: Callable[[Tensor], None] = no_reduce,
-        loss: Loss | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self._network, self._optimisers, self._settings = network, optimisers, settings
         self._all_reduce = all_reduce
-        self._loss = loss or (rotation_loss if settings.rotation else cross_entropy)
+        self._objective = objective or CrossEntropy()
+        self._rows = settings.microbatch * self._objective.copies  # that the network sees of a microbatch
         self._wrapped = network if isinstance(network, DistributedDataParallel) else None
         if self._wrapped is not None and settings.mode == "exact":
             raise ValueError("exact mode adds gradients as integers: pass the network unwrapped")
         self._norms = [module for module in network.modules() if isinstance(module, GhostBatchNorm)]
         self._dropouts = [module for module in network.modules() if isinstance(module, SeededDropout)]
         for norm in self._norms:
-            norm.microbatch = settings.rows_per_microbatch
-        self._sums = Sums(network.parameters(), [norm.num_features for norm in self._norms], num_figures=2)
+            norm.microbatch = self._rows
+        num_figures = 2 + len(self._objective.metrics)
+        self._sums = Sums(network.parameters(), [norm.num_features for norm in self._norms], num_figures=num_figures)
         self._fixed = FixedPoint(self._sums, settings.num_microbatches) if settings.mode == "exact" else None
 
     def __call__(self, microbatches: Sequence[Microbatch], *, epoch: float) -> StepResult:
@@ -121,33 +121,30 @@ class Step:
                 self._forward_backward([microbatch])
                 self._fixed.add(self._sums)
             return
-        for together, is_last in _batches(microbatches, self._settings.microbatches_per_forward):
+        size = self._settings.microbatches_per_forward(self._objective.copies)
+        for together, is_last in _batches(microbatches, size):
             with nullcontext() if is_last or self._wrapped is None else self._wrapped.no_sync():
                 self._forward_backward(together)
 
     def _forward_backward(self, microbatches: Sequence[Microbatch]) -> None:
         """Add gradients, statistics and figures of microbatches that go through the network together."""
-        device = self._sums.values.device
-        images, labels, weights = (
-            part.to(device, non_blocking=True)
-            for part in (
-                torch.cat([microbatch.images for microbatch in microbatches]),
-                torch.cat([microbatch.labels for microbatch in microbatches], dim=1),
-                torch.cat([microbatch.weights for microbatch in microbatches]),
-            )
-        )
-        if self._settings.rotation:
-            images, labels, weights = rotate_batch(images, labels, weights)
+        batch = self._objective.expand(_batch(microbatches, self._sums.values.device))
         for dropout in self._dropouts:
             dropout.seeds = [microbatch.seed for microbatch in microbatches]
+        for norm in self._norms:
+            norm.statistics = None
         precision = _PRECISION[self._settings.precision]
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = self._network(images.permute(0, 3, 1, 2))
-        loss = self._loss(logits, labels, weights).sum() / self._settings.rows_per_microbatch
+        with torch.autocast(batch.weights.device.type, precision, enabled=precision != torch.float32):
+            outputs = self._network(*(images.permute(0, 3, 1, 2) for images in batch.images))
+        loss = self._objective.loss(outputs, batch).sum() / self._rows
         (loss * self._optimisers.loss_scale).backward()
-        weight = (weights * (labels >= 0).any(0)).sum() / self._settings.rows_per_microbatch
+        with torch.no_grad():
+            metrics = self._objective.measure(outputs, batch).sum(1) / self._rows
+        weight = batch.weights.sum() / self._rows
         statistics = [norm.statistics for norm in self._norms if norm.statistics is not None]
-        self._sums.add(statistics, torch.stack((loss.detach(), weight)))
+        if len(batch.images) > 1:  # each view is a forward pass of its own
+            statistics = [summed / len(batch.images) for summed in statistics]
+        self._sums.add(statistics, torch.cat((torch.stack((loss.detach(), weight)), metrics)))
 
     def _reduce(self) -> None:
         """Turn own sums into means over the microbatches of all workers."""
@@ -163,7 +160,7 @@ class Step:
         self._sums.values.mul_(1 / self._settings.num_microbatches)
 
     def _apply(self, epoch: float) -> StepResult:
-        loss, weight = self._sums.figures.tolist()
+        loss, weight, *metrics = self._sums.figures.tolist()
         if not isfinite(loss):
             raise UserError(
                 f"training diverged: at epoch {epoch:.2f} the loss is {loss}. "
@@ -175,10 +172,20 @@ class Step:
             for norm, statistics in zip(self._norms, self._sums.statistics, strict=True):
                 norm.update(statistics)
             self._optimisers.step(epoch)
-        return StepResult(loss / weight if weight else 0.0, weight, applied)
+        means = [figure / weight if weight else 0.0 for figure in (loss, *metrics)]
+        return StepResult(means[0], weight, applied, dict(zip(self._objective.metrics, means[1:], strict=True)))
 
 
 def _batches(microbatches: Sequence[Microbatch], size: int) -> Iterator[tuple[Sequence[Microbatch], bool]]:
     """Runs of at most `size`, and whether it is the last one."""
     for start in range(0, len(microbatches), size):
         yield microbatches[start : start + size], start + size >= len(microbatches)
+
+
+def _batch(microbatches: Sequence[Microbatch], device: torch.device) -> Batch:
+    """The rows of all microbatches on the device; those without any label take no part."""
+    views = zip(*((one.images, *one.extra_views) for one in microbatches), strict=True)
+    images = tuple(torch.cat(parts).to(device, non_blocking=True) for parts in views)
+    labels = torch.cat([one.labels for one in microbatches], dim=1).to(device, non_blocking=True)
+    weights = torch.cat([one.weights for one in microbatches]).to(device, non_blocking=True)
+    return Batch(images, labels, weights * (labels >= 0).any(0) if len(labels) else weights)

@@ -4,16 +4,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from raycluster.features.matrix import LocalFeatures
+from raycluster.methods.base import AssignmentContext
 from raycluster.methods.sela import Method
+from raycluster.models.heads import Heads
 from raycluster.types import Assignments, Block
 
 rng = np.random.default_rng(0)
 VALUES = np.maximum(rng.standard_normal((210, 6)), 0).astype(np.float16)
-HEADS = [(rng.standard_normal((size, 6)).astype(np.float32), np.zeros(size, np.float32)) for size in (3, 5)]
+WEIGHTS = [rng.standard_normal((size, 6)).astype(np.float32) for size in (3, 5)]
 TWO = {"num_heads": 2, "num_clusters": (3, 5)}
 
 
@@ -23,9 +26,18 @@ def blocks(values: NDArray, number: int, order: NDArray | None = None) -> LocalF
 
 
 def assign(method: Method, features: LocalFeatures, previous: Assignments | None = None, seed: int = 0) -> Assignments:
-    return method.assign(
-        features, num_samples=features.num_rows, seed=seed, heads=HEADS[: method.num_heads], previous=previous
-    )
+    heads = heads_of(WEIGHTS[: method.num_heads])
+    context = AssignmentContext(features.num_rows, round=0, seed=seed, heads=heads, previous=previous)
+    return method.assign(features, context)
+
+
+def heads_of(weights: list[NDArray]) -> Heads:
+    """Heads of these weights, without bias."""
+    heads = Heads(weights[0].shape[1], [len(weight) for weight in weights], seed=0)
+    with torch.no_grad():
+        for layer, weight in zip(heads.linear, weights, strict=True):
+            layer.weight.copy_(torch.from_numpy(weight))
+    return heads
 
 
 def epochs_of(steps: list[int], steps_per_epoch: int) -> NDArray:
@@ -34,7 +46,7 @@ def epochs_of(steps: list[int], steps_per_epoch: int) -> NDArray:
 
 def test_published_schedule_of_400_epochs() -> None:
     """The published loop counts epochs 0 to E inclusive, so E = 400 is a run of 401 epochs."""
-    times = epochs_of(Method().reassignments(401, 10_000), 10_000)
+    times = epochs_of(Method().reassign_steps(401, 10_000), 10_000)
     assert len(times) == 99, "the last of 100 is never reached"
     assert times[:6] == pytest.approx([0, 0.041, 0.164, 0.368, 0.655, 1.023], abs=1e-3)
     assert times[-2:] == pytest.approx([384.971, 392.950], abs=1e-3)
@@ -42,13 +54,13 @@ def test_published_schedule_of_400_epochs() -> None:
 
 
 def test_published_schedule_of_200_epochs() -> None:
-    times = epochs_of(Method().reassignments(201, 10_000), 10_000)
+    times = epochs_of(Method().reassign_steps(201, 10_000), 10_000)
     assert [(times < epoch).sum() for epoch in (1, 10)] == [7, 23]
 
 
 def test_linear_schedule_updates_each_of_ten_heads_39_or_40_times() -> None:
     method = Method(num_heads=10, num_clusters=128, schedule="linear", num_reassignments=400, reassign="one")
-    steps = method.reassignments(401, 100)
+    steps = method.reassign_steps(401, 100)
     assert len(steps) == 399 and set(np.diff(steps)) == {100, 101}
     assert set(np.bincount(np.arange(len(steps) - 1) % 10)) == {39, 40}, "the first is of all heads"
 
@@ -65,11 +77,11 @@ def test_linear_schedule_updates_each_of_ten_heads_39_or_40_times() -> None:
     ],
 )
 def test_schedules(options: dict[str, Any], expected: list[int]) -> None:
-    assert Method(**options).reassignments(4, 10) == expected
+    assert Method(**options).reassign_steps(4, 10) == expected
 
 
 def test_more_reassignments_than_steps_are_one_a_step() -> None:
-    assert Method(num_reassignments=1000).reassignments(2, 5) == list(range(10))
+    assert Method(num_reassignments=1000).reassign_steps(2, 5) == list(range(10))
 
 
 @pytest.mark.parametrize("rounding", ["argmax", "exact"])
@@ -80,12 +92,12 @@ def test_labels_do_not_depend_on_blocks_or_the_order_of_rows(rounding: Any) -> N
         found = assign(method, blocks(VALUES, number, np.random.default_rng(number).permutation(210)))
         assert np.array_equal(found.labels, expected.labels)
         assert all(np.array_equal(found.state[name], array) for name, array in expected.state.items())
-        assert found.figures == expected.figures
+        assert found.metrics == expected.metrics
 
 
 def test_every_head_has_clusters_of_equal_size() -> None:
     found = assign(Method(**TWO, rounding="exact"), blocks(VALUES, 3))
-    assert found.num_clusters == (3, 5)
+    assert found.num_classes == (3, 5)
     assert np.bincount(found.labels[0]).tolist() == [70] * 3
     assert np.bincount(found.labels[1]).tolist() == [42] * 5
 
@@ -98,11 +110,11 @@ def test_clusters_get_the_shares_of_the_prior() -> None:
 def test_by_hand() -> None:
     """The rows of the smaller hand case as features of an identity head: optimum (0, 0, 1, 1)."""
     rows = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])).astype(np.float32)
-    head = (np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     method = Method(num_clusters=2, tolerance=1e-6)
-    found = method.assign(blocks(rows, 2), num_samples=6, seed=0, heads=[head], previous=None)
+    heads = heads_of([np.eye(2, dtype=np.float32)])
+    found = method.assign(blocks(rows, 2), AssignmentContext(6, round=0, seed=0, heads=heads, previous=None))
     assert found.labels.tolist() == [[0, 0, 1, 1, -1, -1]], "samples without features have no label"
-    assert found.figures["transport_cost"] == pytest.approx(0.612192, abs=1e-6)
+    assert found.metrics["transport_cost"] == pytest.approx(0.612192, abs=1e-6)
 
 
 def test_one_head_at_a_time_leaves_the_others() -> None:
@@ -121,7 +133,7 @@ def test_warm_start_goes_on_from_the_scalings() -> None:
     cold, warm = Method(**TWO, tolerance=1e-6), Method(**TWO, tolerance=1e-6, warm_start=True)
     first = assign(cold, blocks(VALUES, 2))
     again = assign(warm, blocks(VALUES, 2), first)
-    assert first.figures["iterations"] > 3 >= again.figures["iterations"]
+    assert first.metrics["iterations"] > 3 >= again.metrics["iterations"]
     assert np.array_equal(again.labels, first.labels)
 
 

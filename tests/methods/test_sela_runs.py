@@ -149,7 +149,7 @@ def test_smoke_configuration_improves_on_the_untrained_network(tmp_path: Path) -
 def test_labels_train_another_network(finished: Config, tmp_path: Path) -> None:
     words = [f"labels={finished.run.dir}", "model={name: smallnet, widths: [4, 12]}", "training.rotation=true"]
     config = transfer_config([*words, f"run.dir={tmp_path}"])
-    assert config.method.heads() == (10, 20) and config.views == finished.views
+    assert config.method.requested_clusters() == (10, 20) and config.views == finished.views
     records = run(config)
     assert len(records) == 2 and records[1]["nmi_previous"] == 1
     assert records[1]["loss_over_chance"] < records[0]["loss_over_chance"] < 1

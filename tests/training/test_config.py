@@ -12,13 +12,13 @@ from raycluster.types import UserError
 def test_defaults_are_consistent() -> None:
     settings = TrainingSettings()
     assert settings.num_microbatches == 8
-    assert settings.microbatches_per_forward == 8
+    assert settings.microbatches_per_forward(1) == 8
 
 
 def test_microbatches_per_forward() -> None:
-    assert TrainingSettings(forward_rows=64).microbatches_per_forward == 2
-    assert TrainingSettings(mode="exact").microbatches_per_forward == 1
-    assert TrainingSettings(global_batch=1024, microbatch=512).microbatches_per_forward == 1
+    assert TrainingSettings(forward_rows=64).microbatches_per_forward(1) == 2
+    assert TrainingSettings(mode="exact").microbatches_per_forward(1) == 1
+    assert TrainingSettings(global_batch=1024, microbatch=512).microbatches_per_forward(1) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from raycluster.models.heads import Heads
 from raycluster.models.smallnet import Model
-from raycluster.training.objective import cross_entropy
+from raycluster.training.objective import Batch, CrossEntropy, cross_entropy
 
 
 def test_by_hand() -> None:
@@ -40,3 +40,11 @@ def test_fresh_heads_know_nothing(num_clusters: int) -> None:
     labels = torch.randint(0, num_clusters, (1, 16))
     loss = cross_entropy(logits, labels, torch.ones(16)).mean().item()
     assert loss == pytest.approx(log(num_clusters), rel=0.05)
+
+
+def test_label_sets_have_their_weights_in_the_mean() -> None:
+    logits = [torch.randn(6, 3), torch.randn(6, 5)]
+    labels = torch.stack([torch.randint(3, (6,)), torch.randint(5, (6,))])
+    each = [functional.cross_entropy(scores, target) for scores, target in zip(logits, labels, strict=True)]
+    rows = CrossEntropy((3.0, 1.0)).loss([logits], Batch((), labels, torch.ones(6)))
+    torch.testing.assert_close(rows.mean(), (3 * each[0] + each[1]) / 4)

@@ -110,7 +110,7 @@ def test_one_step_is_textbook_sgd() -> None:
         for module in reference.modules():
             if hasattr(module, "seeds"):
                 module.seeds = [microbatch.seed]
-        logits = reference(microbatch.images.permute(0, 3, 1, 2))
+        (logits,) = reference(microbatch.images.permute(0, 3, 1, 2))
         for scores, labels in zip(logits, microbatch.labels, strict=True):
             good = labels >= 0
             picked = scores.log_softmax(1)[good, labels[good]]

@@ -42,5 +42,5 @@ def loss_over_chance(loss: float, *num_clusters: int, further: Sequence[int] = (
 
     loss: in nats, the mean over the heads, plus those of `further` tasks with so many classes each. K = 1 gives 0.
     """
-    chance = sum(map(math.log, num_clusters)) / len(num_clusters) + sum(map(math.log, further))
+    chance = sum(map(math.log, num_clusters)) / max(1, len(num_clusters)) + sum(map(math.log, further))
     return loss / chance if chance else 0.0

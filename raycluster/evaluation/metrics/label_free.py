@@ -23,7 +23,7 @@ from raycluster.types import Block
 NUM_NEIGHBOURS = 10
 
 
-def evaluate(x: NDArray[np.floating], clusters: NDArray[np.integer]) -> dict[str, float]:
+def evaluate(x: NDArray[np.floating], clusters: NDArray[np.integer] | None) -> dict[str, float]:
     """The scores of features x (N, D), N >= 2, and of their clusters (N,); -1 takes no part in what asks for clusters.
 
     intra_cluster_edges: share of edges to the 10 nearest rows by cosine whose ends lie in one cluster, less what chance
@@ -31,7 +31,8 @@ def evaluate(x: NDArray[np.floating], clusters: NDArray[np.integer]) -> dict[str
     of x, from 1 to D.
     """
     unit = x.astype(np.float32) / np.maximum(np.linalg.norm(x.astype(np.float32), axis=1, keepdims=True), 1e-12)
-    return {"intra_cluster_edges": _intra_edges(unit, clusters), "effective_rank": _effective_rank(x)}
+    edges = {} if clusters is None else {"intra_cluster_edges": _intra_edges(unit, clusters)}
+    return {**edges, "effective_rank": _effective_rank(x)}
 
 
 def _intra_edges(unit: NDArray[np.float32], clusters: NDArray[np.integer]) -> float:

@@ -1,0 +1,47 @@
+"""assignments/*.parquet of a run: columns sample, path, label_0, label_1, ... (-1: excluded); crops add their box."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycluster.io import storage
+from raycluster.types import Assignments, Crops, LabelSet
+
+ROWS_PER_FILE = 1_000_000
+_NUM_CLASSES = b"num_classes"
+
+
+def write_assignments(folder: str, assignments: Assignments, paths: pa.Array, crops: Crops | None = None) -> None:
+    """Write which sample has which labels. paths: (images,) what to call each image."""
+    columns = {"sample": np.arange(assignments.num_samples), "path": paths}
+    if crops is not None:
+        columns["path"] = paths.take(pa.array(crops.images))
+        edges = zip(("left", "top", "right", "bottom"), crops.boxes.T, strict=True)
+        columns |= {name: np.ascontiguousarray(edge) for name, edge in edges}
+    columns |= {f"label_{number}": one.labels for number, one in enumerate(assignments.label_sets)}
+    table = pa.table(columns).replace_schema_metadata({_NUM_CLASSES: ",".join(map(str, assignments.num_classes))})
+    for part, start in enumerate(range(0, len(table), ROWS_PER_FILE)):
+        buffer = io.BytesIO()
+        pq.write_table(table.slice(start, ROWS_PER_FILE), buffer, write_page_checksum=True)
+        storage.write_bytes(storage.join(folder, f"part-{part:05d}.parquet"), buffer.getvalue())
+
+
+def read_assignments(folder: str) -> pa.Table:
+    """The table that was written, in the order of the samples."""
+    options = {"page_checksum_verification": True}
+    parts = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), **options) for uri in storage.list_files(folder)]
+    return pa.concat_tables(parts).sort_by("sample")
+
+
+def read_label_sets(folder: str) -> tuple[LabelSet, ...]:
+    """The label sets that were written, with their numbers of classes."""
+    table = read_assignments(folder)
+    sizes = (table.schema.metadata or {}).get(_NUM_CLASSES, b"").decode()
+    names = [name for name in table.column_names if name.startswith("label_")]
+    labels = [table[name].to_numpy() for name in names]
+    classes = map(int, sizes.split(",")) if sizes else (int(one.max(initial=-1)) + 1 for one in labels)
+    return tuple(LabelSet(one, size) for one, size in zip(labels, classes, strict=True))
