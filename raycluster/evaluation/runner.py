@@ -30,12 +30,12 @@ Labelled = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 @settings
 class EvaluationSettings:
-    """How the finished network is compared with its untrained self. Needs labels, which nothing else ever looks at.
+    """How the finished network is compared with its untrained self. Needs labels, which nothing else uses.
 
     layer: whose global average pooled output is evaluated, null for the last. max_samples: at most so many images to
     learn from and to test on. test_fraction: share of them to test on. test_uri: labelled images to test on instead (at
-    most as many again), read like `data.uri`. probes: modules of `raycluster/evaluation/` that take features.
-    every_rounds: also judge the network after every so many rounds, and after the last, in metrics.jsonl: by scores
+    most as many again), read like `data.uri`. probes: modules of `raycluster/evaluation/probes/`.
+    every_rounds: also evaluate the network after every so many rounds, and after the last, in metrics.jsonl: by scores
     that need no labels, and by the probes where there are labels; 0 for never.
     """
 
@@ -75,7 +75,7 @@ class Evaluation:
     ) -> dict[str, float]:
         """How good a network is while it trains: scores that need no labels, and accuracies where there are labels.
 
-        clusters: (N,) what it was trained on, -1 for no cluster. name: what its features are kept under meanwhile.
+        clusters: (N,) what it was trained on, -1 for no cluster. name: the version that its features are stored under.
         """
         samples, x = self.features(backbone, dataset, name)
         figures = self.workers.run_on_rank_zero(label_free.evaluate, x, None if clusters is None else clusters[samples])
@@ -85,7 +85,7 @@ class Evaluation:
         return figures
 
     def train_and_test(self, backbone: Backbone, dataset: ImageDataset, name: str) -> tuple[Labelled, Labelled]:
-        """Features and labels to learn from and to test on. name: what the features are kept under meanwhile."""
+        """Features and labels to learn from and to test on. name: the version that the features are stored under."""
         return self._with_tests(self.represent(backbone, dataset, name), backbone, dataset, name)
 
     def _with_tests(

@@ -70,7 +70,7 @@ def extract(
     shards: Sequence[int],
     again: bool = False,
 ) -> Iterator[Progress | SkippedImage | FailureEvent]:
-    """Put the features of `shards` under `version`, sharing the work; what a lost machine takes with it is done again.
+    """Store the features of `shards` under `version`, sharded over workers; those lost with a machine are extracted again.
 
     again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
     workers. Collective: every worker must exhaust it. Raises Stopped on all workers soon after one was asked to stop,
@@ -83,9 +83,7 @@ def extract(
     whole = dataset.locate(shard_chunks(dataset.shards, feature_spec.epoch, feature_spec.visits))
     while missing := workers.missing(version, shards):
         if again:
-            yield FailureEvent(
-                f"{_some(missing)} of features went away or failed, and are extracted again", len(missing)
-            )
+            yield FailureEvent(f"{_some(missing)} of features were lost or failed; extracting them again", len(missing))
         again = True
         chunks = [whole[shard] for shard in workers.shard(missing)]
         done, total = 0, sum(len(chunk.samples) for chunk in chunks)
@@ -104,7 +102,7 @@ def extract(
         except ChunkFailed as error:
             failed.append(error)
         if any(workers.all_gather([workers.stopping()])):
-            raise RunStopped("stopped while extracting features; the same command goes on from the last checkpoint")
+            raise RunStopped("stopped while extracting features; the same command resumes from the last checkpoint")
         skipped, failed = workers.all_gather(skipped), workers.all_gather(failed)
         _check_failed(failed, dataset)
     backbone.train(was_training)

@@ -38,5 +38,5 @@ class Interruptible:
 
     def _unstopped(self) -> Features:
         if self._stopping():
-            raise RunStopped("stopped while clustering; the same command goes on from the last checkpoint")
+            raise RunStopped("stopped while clustering; the same command resumes from the last checkpoint")
         return self._features

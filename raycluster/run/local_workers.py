@@ -49,11 +49,11 @@ class LocalWorkers:
         self._blocks[shard] = block
 
     def missing(self, version: str, shards: Sequence[int]) -> list[int]:
-        held = self._blocks if version == self._version else {}
-        return [shard for shard in shards if shard not in held]
+        stored = self._blocks if version == self._version else {}
+        return [shard for shard in shards if shard not in stored]
 
     def features(self, version: str) -> Features:
-        assert version == self._version, f"features of {version} asked for, {self._version} held"
+        assert version == self._version, f"features of {version} asked for, {self._version} stored"
         return LocalFeatures([self._blocks[shard] for shard in sorted(self._blocks)])
 
     def pending_change(self) -> PendingChange:

@@ -37,14 +37,14 @@ from raycluster.types import Assignments, Chunk, ImageBlock
 # Images lie in shared memory, which torch may read; nothing here writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-CHUNK_BYTES = 64 * 2**20  # of pixels that a lane waits for at a time; only memory depends on it
+CHUNK_BYTES = 64 * 2**20  # of pixels that a stream waits for at a time; only memory depends on it
 
 
 def pretrain(config: Config, workers: Workers) -> Iterator[Event]:
     """Train a network on the clusters of its own features; every worker iterates over the same call.
 
     Continues the run that lives in config.run.dir, if there is one. Yields how far it is, a Round at the end of each
-    round, and Finished. Raises UserError for users' mistakes, and Stopped, with everything saved, when asked to stop.
+    round, and Finished. Raises UserError for users' errors, and RunStopped, with everything saved, when asked to stop.
     """
     with reproducible(config.training.threads, exact=config.training.mode == "exact"):
         run = open_run(config, workers)

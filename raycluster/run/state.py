@@ -1,4 +1,4 @@
-"""A run: its settings, what stays the same while it goes on, what changes, and how that survives."""
+"""A run: its settings, what is fixed during it, its state, and how the state is saved and restored."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class Elastic:
 class RunSettings:
     """Where and how to run. Nothing here changes a result.
 
-    dir: the run directory, a path or any URI that all nodes can write. resume: `auto` goes on where the directory
-    stands, `never` wants no run in it. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
-    `auto` is 0 unless the cluster has several GPUs. device: what workers compute on; `auto` looks at the nodes that
-    are there, so say `gpu` or `cpu` where an autoscaler has yet to bring them. decode_cpus: how many processors, in
-    all, decoding may ask an autoscaler for; 0 for those that are there. actors: of the feature pool, 0 for one a
-    node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: lost
-    workers forgiven. resize_seconds: between looks at whether the cluster offers another number of workers.
-    storage_minutes: for how long storage out of reach is tried again.
+    dir: the run directory, a path or any URI that all nodes can write. resume: `auto` resumes the run in it,
+    if there is one, `never` refuses to. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
+    `auto` is 0 unless the cluster has several GPUs. device: what workers compute on; `auto` follows the nodes
+    that are up, so set `gpu` or `cpu` where an autoscaler has yet to start them. decode_cpus: how many CPUs, in all,
+    decoding may request from an autoscaler; 0 for those that are up. actors: of the feature pool, 0 for one a
+    node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: how
+    many lost workers end the run. resize_seconds: between checks whether the cluster offers another number of workers.
+    storage_minutes: for how long unreachable storage is retried.
     """
 
     dir: str

@@ -1,4 +1,4 @@
-"""One optimiser step as a fold over microbatches: the same step whoever computes which of them."""
+"""One optimiser step as a fold over microbatches: the same step for any distribution of them over workers."""
 
 from __future__ import annotations
 

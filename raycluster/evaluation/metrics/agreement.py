@@ -6,7 +6,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
+from raycluster.evaluation.base import Declaration, Metric
 from raycluster.types import UserError
+
+DECLARATION = Declaration(
+    metrics=(
+        Metric("nmi_arithmetic", "nmi arithmetic"),
+        Metric("nmi_geometric", "nmi geometric"),
+        Metric("ami", "ami"),
+        Metric("ari", "ari"),
+        Metric("purity", "purity"),
+    ),
+    input="clusters",
+)
 
 
 def evaluate(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:

@@ -8,6 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from raycluster.evaluation.base import Declaration, Metric
+
+DECLARATION = Declaration(
+    metrics=(
+        Metric("loss_over_chance", "loss over chance", higher_is_better=False),
+        Metric("nmi_previous", "nmi with previous"),
+        Metric("changed_share", "changed share", higher_is_better=False, headline=False),
+        Metric("size_entropy", "size entropy", headline=False),
+        Metric("empty_clusters", "empty clusters", higher_is_better=False, headline=False),
+        Metric("singleton_clusters", "singleton clusters", higher_is_better=False, headline=False),
+        Metric("largest_share", "largest share", higher_is_better=False, headline=False),
+    ),
+    input="clusters",
+    target="none",
+)
+
 
 def balance(sizes: ArrayLike) -> dict[str, float]:
     """How evenly samples are spread over clusters. sizes: (K,) samples per cluster.

@@ -1,10 +1,10 @@
 """Scores of features and clusters that need no labels.
 
-What is known of their worth. effective_rank (RankMe: Garrido et al., 2023) does not look at the clusters: it followed
-linear probe accuracy over the hyperparameters of joint-embedding methods, and falls when features collapse, but noise
-raises it, too, so that an untrained network may score high. intra_cluster_edges asks whether the network learned the
-clusters it was taught, as the validity indices of clustering do; across numbers of clusters it may say little, since
-few large clusters are easily kept together. The agreement of clusters with those of the round before (nmi_previous in
+effective_rank (RankMe: Garrido et al., 2023) ignores the clusters: it followed linear probe accuracy over the
+hyperparameters of joint-embedding methods, and falls when features collapse, but noise raises it too, so that an
+untrained network may score high. intra_cluster_edges measures whether the network learned the clusters it was trained
+on, as the validity indices of clustering do; it is hardly comparable across numbers of clusters, since few large
+clusters are easily kept together. The agreement of clusters with those of the round before (nmi_previous in
 metrics.jsonl) rises while DeepCluster trains, then saturates (Caron et al., 2018, figure 2), and grows with the number
 of clusters by chance alone. In the three sweeps in the README, which have labels, only effective_rank ranked the
 trials of all as kNN accuracy did; so it is the objective of sweeps without. Where labels exist, a sweep reports how
@@ -17,8 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering.knn_graph import neighbours
+from raycluster.evaluation.base import Declaration, Metric
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block
+
+DECLARATION = Declaration(
+    metrics=(Metric("intra_cluster_edges", "intra-cluster edges"), Metric("effective_rank", "effective rank")),
+    target="clusters",
+)
 
 NUM_NEIGHBOURS = 10
 

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from raycluster.evaluation.base import Declaration, Metric
 from raycluster.features.matrix import check_labelled, device
+
+DECLARATION = Declaration(metrics=(Metric("knn_accuracy", "knn", percent=True),))
 
 _SIMILARITIES = 1 << 23
 

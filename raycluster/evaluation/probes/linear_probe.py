@@ -7,7 +7,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.nn.functional import cross_entropy
 
+from raycluster.evaluation.base import Declaration, Metric
 from raycluster.features.matrix import check_labelled, device
+
+DECLARATION = Declaration(
+    metrics=(
+        Metric("linear_probe_accuracy", "linear probe", percent=True),
+        Metric("linear_probe_train_accuracy", "linear probe train", percent=True, headline=False),
+    )
+)
 
 
 def evaluate(
