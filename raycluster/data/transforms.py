@@ -41,8 +41,8 @@ class View:
     width / height (default 3/4 to 4/3). padding: take a random square of `size` after adding so many black pixels on
     every side; without crop_scale and padding the centre is taken. flip: probability of a mirror image. brightness,
     contrast, saturation: factors from 1 - x to 1 + x. hue: shifts from -x to x of the circle. grayscale: probability
-    of losing colour. equalize, autocontrast: probabilities of spreading the histogram of each channel evenly, or from
-    black to white. sharpness: factor from 1 - x (blurred) to 1 + x.
+    of losing colour. equalize, autocontrast: probabilities of equalizing the histogram of each channel, or stretching
+    it to the full range. sharpness: factor from 1 - x (blurred) to 1 + x, if neither of these two is applied.
     """
 
     size: Annotated[int, Field(ge=1)]
@@ -154,6 +154,11 @@ def _mistakes(view: View) -> Iterator[str]:
         yield "crop_scale and padding are two ways to crop; drop one of them"
     if view.crop_scale is not None and view.resize:
         yield f"resize = {view.resize} has no effect with crop_scale, which takes a share of any size; drop it"
+    if view.equalize + view.autocontrast > 1:
+        yield (
+            f"equalize = {view.equalize} and autocontrast = {view.autocontrast} are never applied together; "
+            "their sum should be at most 1"
+        )
     if view.resize and view.resize + 2 * (view.padding or 0) < view.size:
         yield f"resize = {view.resize} is too small to cut size = {view.size} out of it; raise it, or set 0"
 
@@ -224,15 +229,14 @@ def _jittered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.I
 
 
 def _filtered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.Image:
-    equalize, autocontrast, sharpness = next(draws), next(draws), next(draws)
-    if equalize < view.equalize:
-        image = ImageOps.equalize(image)
-    if autocontrast < view.autocontrast:
-        image = ImageOps.autocontrast(image)
+    choice, strength = next(draws), next(draws)
+    if choice < view.equalize:
+        return ImageOps.equalize(image)
+    if choice < view.equalize + view.autocontrast:
+        return ImageOps.autocontrast(image)
     if view.sharpness:
-        image = ImageEnhance.Sharpness(image).enhance(
-            _between(max(0.0, 1 - view.sharpness), 1 + view.sharpness, sharpness)
-        )
+        factor = _between(max(0.0, 1 - view.sharpness), 1 + view.sharpness, strength)
+        return ImageEnhance.Sharpness(image).enhance(factor)
     return image
 
 

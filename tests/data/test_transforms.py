@@ -180,7 +180,7 @@ def test_histogram_and_sharpness_change_as_in_torchvision(draw) -> None:
     for view, theirs in (
         (View(size=40, equalize=1), equal),
         (View(size=40, autocontrast=1), stretched),
-        (View(size=40, equalize=1, autocontrast=1), functional.autocontrast(equal)),
+        (View(size=40, equalize=1, sharpness=1), equal),
     ):
         assert view.is_random
         assert (apply(image, view, np.random.default_rng(0)) == np.asarray(theirs)).all()
@@ -191,6 +191,20 @@ def test_histogram_and_sharpness_change_as_in_torchvision(draw) -> None:
         one = apply(image, View(size=40, sharpness=1), np.random.default_rng(seed))
         low, high = np.minimum(blurred, sharpened), np.maximum(blurred, sharpened)
         assert (low - 1 <= one).all() and (one <= high + 1).all()
+
+
+def test_equalize_autocontrast_and_sharpness_exclude_each_other(draw) -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    image = Image.fromarray(draw(40, 40) // 2)
+    equal, stretched = (np.asarray(one) for one in (functional.equalize(image), functional.autocontrast(image)))
+    view = View(size=40, equalize=1 / 3, autocontrast=1 / 3, sharpness=0.5)
+    kinds = []
+    for seed in range(600):
+        seen = apply(image, view, np.random.default_rng(seed))
+        sharpened = seen.max() <= 140  # the others reach 255
+        kinds.append([(seen == equal).all(), (seen == stretched).all(), sharpened])
+    assert (np.sum(kinds, axis=1) == 1).all()
+    assert np.abs(np.mean(kinds, axis=0) - 1 / 3).max() < 0.06
 
 
 def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
@@ -215,6 +229,7 @@ def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
         ({"crop_scale": (0.2, 1), "padding": 4}, "two ways to crop"),
         ({"crop_scale": (0.8, 0.2)}, "low <= high"),
         ({"resize": 16}, "resize = 16 is too small"),
+        ({"equalize": 0.6, "autocontrast": 0.5}, "sum should be at most 1"),
         ({"crop_scale": (0.2, 1.5)}, "less than or equal to 1"),
         ({"flip": 1.5}, "less than or equal to 1"),
         ({"hue": 0.6}, "less than or equal to 0.5"),
