@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from raycluster.data.decode import decode, opened
+from raycluster.data.decode import BrokenImage, decode, opened
 from raycluster.data.transforms import View, apply, jitter, random_box
 from raycluster.seeding import generator
 
@@ -150,6 +150,11 @@ def test_padding_after_scaling() -> None:
     assert any((s[0] == 0).all() for s in seen)
 
 
+def test_a_thin_image_is_not_scaled_up_without_bound() -> None:
+    with pytest.raises(BrokenImage, match="1 x 60000 pixels would be scaled to 208 x 12480000"):
+        apply(np.zeros((60_000, 1, 3), np.uint8), View(size=224, padding=8), np.random.default_rng(0))
+
+
 def test_half_of_the_images_are_flipped(draw) -> None:
     image = draw(8, 8)
     seen = [apply(image, View(size=8, flip=0.5), np.random.default_rng(seed)) for seed in range(400)]
@@ -234,6 +239,9 @@ def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
         ({"flip": 1.5}, "less than or equal to 1"),
         ({"hue": 0.6}, "less than or equal to 0.5"),
         ({"size": 0}, "greater than or equal to 1"),
+        ({"size": 100_000}, "less than or equal to 2048"),
+        ({"resize": 100_000}, "less than or equal to 4096"),
+        ({"padding": 32}, "padding = 32 leaves crops of size = 32 without an image"),
         ({"zoom": 2}, "zoom"),
     ],
 )
