@@ -1,4 +1,4 @@
-"""What a network sees of an image: crop, flip and colour, drawn from the generator that names the visit.
+"""Data augmentation: crop, flip and colour, drawn from the generator of a visit.
 
 The distributions are those of torchvision's RandomResizedCrop, RandomCrop, CenterCrop, ColorJitter and RandomGrayscale.
 """
@@ -18,35 +18,36 @@ from PIL.Image import Resampling
 from pydantic import Field
 
 from raycluster.config import settings
-from raycluster.data.decode import Box, DecodableImage, Jpeg, rgb, set_jpeg_scale
+from raycluster.data.decode import Box, BrokenImage, DecodableImage, Jpeg, rgb, set_jpeg_scale
 from raycluster.types import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 
-cv2.setNumThreads(0)  # tasks run side by side already
+cv2.setNumThreads(0)  # tasks run in parallel already
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # at a random resized crop, as in torchvision
-_DRAWS = 2 * _ATTEMPTS + 12  # most that one view consumes
+_DRAWS = 2 * _ATTEMPTS + 12  # at least as many as one view consumes
+_MAX_RESIZED = 2**26  # pixels of an image that is scaled before it is padded
 _ORDERS = list(permutations(range(4)))
 
 
 @settings
 class View:
-    """How images are cropped and varied; with the defaults, only cropped at the centre.
+    """Crop and augmentation of images; by default the centre crop alone.
 
-    size: side of the result in pixels. resize: first scale the short side to this, 0 leaves it; an image too small for
-    the crop is always scaled up to it. crop_scale, crop_ratio: take a random part of this share of the area and this
-    width / height (default 3/4 to 4/3). padding: take a random square of `size` after adding so many black pixels on
-    every side; without crop_scale and padding the centre is taken. flip: probability of a mirror image. brightness,
-    contrast, saturation: factors from 1 - x to 1 + x. hue: shifts from -x to x of the circle. grayscale: probability
-    of losing colour. equalize, autocontrast: probabilities of spreading the histogram of each channel evenly, or from
-    black to white. sharpness: factor from 1 - x (blurred) to 1 + x.
+    size: side of the result in pixels, at most 2048. resize: length to which the short side is scaled first, 0 for
+    none; an image smaller than the crop is always scaled up to it. crop_scale, crop_ratio: ranges of the area (as a
+    share of the image) and of width / height (default 3/4 to 4/3) of a random crop. padding: black pixels added on each
+    side before a random crop of `size`. flip: probability of a horizontal flip. brightness, contrast, saturation: x for
+    factors from 1 - x to 1 + x. hue: x for shifts from -x to x of the colour circle. grayscale: probability of
+    conversion to gray. equalize, autocontrast: probabilities of equalizing the histogram of each channel, or of
+    stretching it to the full range. sharpness: x for a factor from 1 - x (blurred) to 1 + x, if neither is applied.
     """
 
-    size: Annotated[int, Field(ge=1)]
-    resize: Annotated[int, Field(ge=0)] = 0
+    size: Annotated[int, Field(ge=1, le=2048)]
+    resize: Annotated[int, Field(ge=0, le=4096)] = 0
     crop_scale: tuple[Share, Share] | None = None
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     padding: Annotated[int, Field(ge=0)] | None = None
@@ -61,18 +62,18 @@ class View:
     sharpness: Strength = 0.0
 
     def __post_init__(self) -> None:
-        config_errors = list(_mistakes(self))
-        if config_errors:
-            raise UserError("; ".join(config_errors))
+        errors = list(_config_errors(self))
+        if errors:
+            raise UserError("; ".join(errors))
 
     @property
     def jitters(self) -> bool:
-        """Whether colours are varied (beyond being lost)."""
+        """Whether brightness, contrast, saturation or hue vary."""
         return bool(self.brightness or self.contrast or self.saturation or self.hue)
 
     @property
     def filters(self) -> bool:
-        """Whether histogram or sharpness are varied."""
+        """Whether histogram or sharpness vary."""
         return bool(self.equalize or self.autocontrast or self.sharpness)
 
     @property
@@ -105,8 +106,8 @@ class Views:
 def apply(image: DecodableImage | NDArray[np.uint8], view: View, rng: np.random.Generator | None) -> NDArray[np.uint8]:
     """The view of one image: (size, size, 3) uint8.
 
-    image: (h, w, 3) RGB, or what `decode.opened` gives (decoded here, at a reduced size where that loses nothing).
-    rng: names this visit; may be None for a view that is not random. Raises BrokenImage.
+    image: (h, w, 3) RGB, or what `decode.opened` gives (a JPEG is decoded here, at a reduced size where possible).
+    rng: of this visit; may be None for a view that is not random. Raises BrokenImage.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
@@ -126,7 +127,7 @@ def apply(image: DecodableImage | NDArray[np.uint8], view: View, rng: np.random.
 
 
 def random_box(width: int, height: int, view: View, draws: Iterator[float]) -> Box:
-    """The part that a random resized crop takes: (left, top, right, bottom) in whole pixels.
+    """The box of a random resized crop: (left, top, right, bottom) in whole pixels.
 
     draws: uniform numbers in [0, 1).
     """
@@ -146,9 +147,9 @@ def random_box(width: int, height: int, view: View, draws: Iterator[float]) -> B
 
 
 def jitter(image: Image.Image, factors: tuple[float, float, float, float], order: tuple[int, ...]) -> Image.Image:
-    """Scale brightness, contrast and saturation by the first three `factors`, shift the hue by the last, in this order.
+    """Scale brightness, contrast and saturation by the first three `factors`, shift the hue by the last.
 
-    order: a permutation of 0-3. A factor that changes nothing (1, 1, 1, 0) is passed over.
+    order: of application, a permutation of 0-3. Neutral factors (1, 1, 1, 0) are skipped.
     """
     for index in order:
         if factors[index] != _NEUTRAL[index]:
@@ -156,7 +157,7 @@ def jitter(image: Image.Image, factors: tuple[float, float, float, float], order
     return image
 
 
-def _mistakes(view: View) -> Iterator[str]:
+def _config_errors(view: View) -> Iterator[str]:
     if view.crop_ratio is not None and view.crop_scale is None:
         yield f"crop_ratio = {list(view.crop_ratio)} has no effect without crop_scale; set that or drop this"
     for name, pair in (("crop_scale", view.crop_scale), ("crop_ratio", view.crop_ratio)):
@@ -164,8 +165,15 @@ def _mistakes(view: View) -> Iterator[str]:
             yield f"{name} = {list(pair)} should be [low, high] with low <= high and high > 0"
     if view.crop_scale is not None and view.padding is not None:
         yield "crop_scale and padding are two ways to crop; drop one of them"
+    if view.padding is not None and view.padding >= view.size:
+        yield f"padding = {view.padding} leaves crops of size = {view.size} without an image; set it below size"
     if view.crop_scale is not None and view.resize:
         yield f"resize = {view.resize} has no effect with crop_scale, which takes a share of any size; drop it"
+    if view.equalize + view.autocontrast > 1:
+        yield (
+            f"equalize = {view.equalize} and autocontrast = {view.autocontrast} are never applied together; "
+            "their sum should be at most 1"
+        )
     if view.resize and view.resize + 2 * (view.padding or 0) < view.size:
         yield f"resize = {view.resize} is too small to cut size = {view.size} out of it; raise it, or set 0"
 
@@ -183,14 +191,16 @@ def _cropped(image: DecodableImage, view: View, draws: Iterator[float]) -> NDArr
         part = image.pixels()[top:bottom, left:right]
     else:
         part = np.asarray(rgb(image))[top:bottom, left:right]
-    if max(part.shape[:2]) >= 2 * view.size:
-        return _pixels(Image.fromarray(part).resize((view.size, view.size), Resampling.BILINEAR))
-    # Below a factor of two nothing is left out by plain interpolation, which takes a fifth of Pillow's time.
-    return np.asarray(cv2.resize(part, (view.size, view.size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    side = view.size, view.size
+    if max(part.shape[:2]) > view.size:
+        inner = box[0] - left, box[1] - top, box[2] - left, box[3] - top
+        return _pixels(Image.fromarray(part).resize(side, Resampling.BILINEAR, inner))
+    # An enlarged crop needs no antialiasing, and OpenCV takes a fifth of Pillow's time.
+    return np.asarray(cv2.resize(part, side, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _placed(image: DecodableImage, view: View, draws: Iterator[float]) -> Image.Image:
-    """A square of `size` cut out of the image scaled to `resize`: at random if there is padding, else at the centre."""
+    """A crop of `size` from the image scaled to `resize`: random if there is padding, else at the centre."""
     size, padding = view.size, view.padding
     across, down = _resized(image.size, view)
     if padding is None:
@@ -202,6 +212,8 @@ def _placed(image: DecodableImage, view: View, draws: Iterator[float]) -> Image.
     if (across, down) == image.size:
         return rgb(image).crop(box)
     if min(left, top) < 0 or box[2] > across or box[3] > down:
+        if across * down > _MAX_RESIZED:
+            raise BrokenImage(f"{image.size[0]} x {image.size[1]} pixels would be scaled to {across} x {down}")
         return rgb(image).resize((across, down), Resampling.BILINEAR).crop(box)
     x, y = image.size[0] / across, image.size[1] / down
     return _scaled(image, (left * x, top * y, min(box[2] * x, image.size[0]), min(box[3] * y, image.size[1])), size)
@@ -220,7 +232,7 @@ def _scaled(image: DecodableImage, box: Box, size: int) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    # tobytes is faster than the array interface on small images
+    # On small images tobytes is faster than the array interface.
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.size[1], image.size[0], 3)
 
 
@@ -234,22 +246,21 @@ def _jittered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.I
 
 
 def _filtered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.Image:
-    equalize, autocontrast, sharpness = next(draws), next(draws), next(draws)
-    if equalize < view.equalize:
-        image = ImageOps.equalize(image)
-    if autocontrast < view.autocontrast:
-        image = ImageOps.autocontrast(image)
+    choice, strength = next(draws), next(draws)
+    if choice < view.equalize:
+        return ImageOps.equalize(image)
+    if choice < view.equalize + view.autocontrast:
+        return ImageOps.autocontrast(image)
     if view.sharpness:
-        image = ImageEnhance.Sharpness(image).enhance(
-            _between(max(0.0, 1 - view.sharpness), 1 + view.sharpness, sharpness)
-        )
+        factor = _between(max(0.0, 1 - view.sharpness), 1 + view.sharpness, strength)
+        return ImageEnhance.Sharpness(image).enhance(factor)
     return image
 
 
 def _hue(image: Image.Image, shift: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    rotate_batch = hue.point([(level + int(shift * 255)) % 256 for level in range(256)])
-    return Image.merge("HSV", (rotate_batch, saturation, value)).convert("RGB")
+    shifted = hue.point([(level + int(shift * 255)) % 256 for level in range(256)])
+    return Image.merge("HSV", (shifted, saturation, value)).convert("RGB")
 
 
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)

@@ -138,7 +138,7 @@ def test_broken_and_missing_pictures_are_black_and_named(classes: Path, tmp_path
     (classes / paths[2]).unlink()
     (classes / paths[3]).write_bytes(b"<html>not found</html>")
     _, images, errors = joined(loaded(chunk_of(list(range(12))), uri, PLAIN, settings))
-    for index, says in enumerate(("empty", "", f"{paths[2]} is gone", "neither JPEG nor PNG nor WebP")):
+    for index, says in enumerate(("empty", "", f"{paths[2]} is gone", "only JPEG, PNG and WebP can be read")):
         assert errors[index]
         assert says in errors[index]
         assert not images[index].any()
