@@ -60,7 +60,7 @@ class GlobalAverage(nn.Module):
 
 
 class FlattenTo(nn.Module):
-    """Flattens maps; those of another size are averaged down or stretched to `side` first."""
+    """Flattens maps; those of another size go through an adaptive average pool to `side` x `side` first."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -69,8 +69,25 @@ class FlattenTo(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(n, C, h, w) -> (n, C * side * side)."""
         if values.shape[2:] != (self.side, self.side):
-            values = nn.functional.adaptive_avg_pool2d(values, self.side)
+            values = adaptive_average(values, self.side)
         return values.flatten(1)
+
+
+def adaptive_average(maps: Tensor, side: int) -> Tensor:
+    """(n, C, h, w) -> (n, C, side, side), as `adaptive_avg_pool2d`, whose backward pass on CUDA is not deterministic.
+
+    Two matrix products in float32, one over columns and one over rows; the result has the dtype of `maps`.
+    """
+    rows, columns = (_pooling_matrix(size, side, maps.device) for size in maps.shape[2:])
+    with torch.autocast(maps.device.type, enabled=False):
+        return ((maps.float() @ columns.T).mT @ rows.T).mT.to(maps.dtype)
+
+
+def _pooling_matrix(size: int, side: int, device: torch.device) -> Tensor:
+    """(side, size): row i averages positions floor(i size / side) to ceil((i + 1) size / side), the last excluded."""
+    bins, positions = torch.arange(side, device=device)[:, None], torch.arange(size, device=device)
+    inside = (positions >= bins * size // side) & (positions * side < (bins + 1) * size)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = False) -> list[nn.Module]:

@@ -51,8 +51,9 @@ class Sobel(Normalise):
         self.register_buffer("kernel", gradients.expand(2, 3, 3, 3) / 3, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, 2, h, w), float32."""
-        return self.gradients(super().forward(images))
+        """(n, 3, h, w) -> (n, 2, h, w), float32 also under autocast."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.gradients(super().forward(images))
 
     def gradients(self, values: Tensor) -> Tensor:
         """(n, 3, h, w) of any scale -> (n, 2, h, w): horizontal, vertical."""

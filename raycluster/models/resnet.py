@@ -1,4 +1,4 @@
-"""The family of residual networks: torchvision's blocks, with ghost batch norm and without a ReLU at their end."""
+"""Residual networks from torchvision's blocks, with ghost batch norm and the ReLU at the start of each block."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 
 
 class LeadingReluBasicBlock(BasicBlock):
-    """Two 3x3 convolutions; the ReLU that torchvision's block ends with is at the start of the next one."""
+    """torchvision's `BasicBlock` with its last ReLU moved to the start of the next block."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, h, w), of which the ReLU is taken -> maps before their ReLU."""
+        """(n, C, h, w) before its ReLU, overwritten -> (n, C', h', w') before its ReLU."""
         x = self.relu(x)
         out = self.relu(self.bn1(self.conv1(x)))
         shortcut = self.downsample(x) if self.downsample is not None else x
@@ -28,10 +28,10 @@ class LeadingReluBasicBlock(BasicBlock):
 
 
 class LeadingReluBottleneck(Bottleneck):
-    """1x1, 3x3, 1x1 convolutions, likewise."""
+    """torchvision's `Bottleneck` with its last ReLU moved to the start of the next block."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, h, w), of which the ReLU is taken -> maps before their ReLU."""
+        """(n, C, h, w) before its ReLU, overwritten -> (n, C', h', w') before its ReLU."""
         x = self.relu(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
@@ -44,7 +44,8 @@ def resnet(
 ) -> Backbone:
     """A residual network (He et al., CVPR 2016) with the parameter names of torchvision's, weights not yet drawn.
 
-    depths: blocks of layer1 to layer4. Features: the global average after the last ReLU.
+    This is version 1: the stride of a bottleneck is that of its 3x3 convolution, as in torchvision. depths: blocks of
+    layer1 to layer4. Features: the global average after the last ReLU.
     """
     channels = 2 if input == "sobel" else 3
     large = stem == "imagenet"
@@ -52,9 +53,9 @@ def resnet(
     body: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False),
         "bn1": GhostBatchNorm(64),
-        "relu": nn.ReLU(inplace=True),
-        "maxpool": nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity(),
     }
+    if large:  # without pooling in between, layer1's own ReLU would overwrite the output that this one's gradient needs
+        body |= {"relu": nn.ReLU(inplace=True), "maxpool": nn.MaxPool2d(3, 2, padding=1)}
     width = 64
     for index, depth in enumerate(depths):
         outputs, stride = 64 * 2**index, 1 if index == 0 else 2

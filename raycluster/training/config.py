@@ -15,14 +15,17 @@ class TrainingSettings:
     """How labels train the network.
 
     epochs: length of the run. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
-    rows that share batch norm statistics and are dealt to workers together. lr, momentum, weight_decay: SGD of the
-    backbone. head_lr: of the heads, null for the same as lr. head_momentum: of the heads. schedule: `constant`,
+    rows that share batch norm statistics and go to the same worker. lr, momentum, weight_decay: SGD of the backbone.
+    head_lr: of the heads, null for the same as lr; it applies to the mean of the loss over heads, so each of h heads
+    learns at head_lr / h (multiply by h for head_lr per head). head_momentum: of the heads. schedule: `constant`,
     `cosine` to zero, or `step`: times decay (null for 0.1) at each of milestones, in epochs. warmup_epochs: linear
-    start, on top of any schedule. mode: `exact` gives the same bits for any number of workers on the same kind of
-    hardware, `fast` the same to about 1e-5. precision: of the forward pass; weights and gradients are always fp32.
-    threads: per worker on a CPU; part of the result. forward_rows: in fast mode, at most so many rows go through the
-    network at once, which bounds memory; null for 256. rotation: one more head learns by how many quarter turns a
-    picture was turned; every picture is then four rows, and only the upright one has labels.
+    warm-up, on top of any schedule. mode: `exact` is bitwise identical for any number of workers on the same kind of
+    hardware, `fast` agrees to about 1e-5. precision: of the forward and backward pass of a step; weights, gradients and
+    the input layer are always float32. `fp32` is float32 throughout; `tf32` lets CUDA round the inputs of convolutions
+    and matrix products to TensorFloat-32; `bf16` and `fp16` use autocast. threads: per worker on a CPU; changes the
+    result. forward_rows: in fast mode, at most so many rows share a forward pass, which bounds memory; null for 256.
+    rotation: one more head predicts rotations (4-way); each image then becomes four rows, and only the upright one has
+    labels.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 100
@@ -38,7 +41,7 @@ class TrainingSettings:
     decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     mode: Literal["fast", "exact"] = "fast"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     threads: Annotated[int, Field(ge=1)] = 2
     forward_rows: Annotated[int, Field(ge=2)] | None = None
     rotation: bool = False
@@ -61,7 +64,7 @@ class TrainingSettings:
             return []
         lower = max(1, self.global_batch // self.microbatch) * self.microbatch
         return [
-            f"global_batch {self.global_batch} is no multiple of microbatch {self.microbatch}: "
+            f"global_batch {self.global_batch} is not a multiple of microbatch {self.microbatch}: "
             f"set global_batch to {lower} or {lower + self.microbatch}"
         ]
 
@@ -69,12 +72,12 @@ class TrainingSettings:
         faults = []
         if self.mode == "exact" and self.precision == "fp16":
             faults.append(
-                "mode exact cannot follow the changing loss scale of fp16: set precision to bf16 or mode to fast"
+                "mode exact does not support the changing loss scale of fp16: set precision to bf16 or mode to fast"
             )
         if self.mode == "exact" and self.forward_rows is not None:
             faults.append("forward_rows has no effect in mode exact, which takes one microbatch at a time: remove it")
         if self.mode == "fast" and self.forward_rows is not None and self.forward_rows % self.microbatch:
-            faults.append(f"forward_rows {self.forward_rows} is no multiple of microbatch, {self.microbatch} rows")
+            faults.append(f"forward_rows {self.forward_rows} is not a multiple of microbatch, {self.microbatch} rows")
         return faults
 
     def _schedule_faults(self) -> list[str]:
@@ -86,7 +89,7 @@ class TrainingSettings:
                 f"milestones and decay have no effect with schedule {self.schedule}: remove them or set it to step"
             )
         if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
-            faults.append(f"milestones {list(self.milestones)} must rise and lie before the end at epoch {self.epochs}")
+            faults.append(f"milestones {list(self.milestones)} must increase and be less than epochs {self.epochs}")
         if self.warmup_epochs >= self.epochs:
             faults.append(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         return faults

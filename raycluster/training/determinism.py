@@ -1,4 +1,4 @@
-"""Settings of the process that decide about bits and speed, not about algorithms."""
+"""Process-wide PyTorch and allocator settings that affect rounding and speed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names in malloc.h of the GNU C librar
 
 
 def prepare_process() -> None:
-    """Call once, before the first use of torch in a process that trains or extracts features.
+    """Configure a process that trains or extracts features; call once, before its first use of torch.
 
-    Keeps freed memory instead of handing it back to the system (activations are freed and asked for again at every
-    step; fetching fresh pages can take longer than the arithmetic), and lets cuBLAS be reproducible.
+    Keeps freed memory in the process (activations are freed and allocated at every step, and page faults can take
+    longer than the arithmetic) and gives cuBLAS the workspace that it needs to be deterministic.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if sys.platform == "linux":
@@ -30,25 +30,52 @@ def prepare_process() -> None:
 
 
 @contextmanager
-def reproducible(threads: int, *, exact: bool) -> Iterator[None]:
-    """The same bits every time while it lasts, on the same kind of hardware; afterwards all is as before.
+def reproducible(threads: int, *, exact: bool, tf32: bool = False) -> Iterator[None]:
+    """Bitwise identical results in every run on the same kind of hardware; restores all settings on exit.
 
-    Not for several threads of one process at a time: some of these settings belong to the process.
-
-    threads: of the calling thread's kernels, set in both modes, since it may decide the order of their sums. exact:
-    also insist on deterministic kernels.
+    Changes settings of the process, so at most one thread may be inside. threads: of CPU kernels; set in both modes,
+    since it may change the order of their sums. exact: also require deterministic kernels. tf32: CUDA convolutions and
+    matrix products of float32 values may round their inputs to TensorFloat-32 (10 bits); otherwise neither does,
+    whereas PyTorch by default lets convolutions do so.
     """
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filling, benchmark = _DEBUGGING.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    with _threads(threads), _float32_precision(tf32=tf32), _deterministic() if exact else nullcontext():
+        yield
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    if exact:
-        torch.use_deterministic_algorithms(True)
-        _DEBUGGING.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every tensor
-        torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _float32_precision(*, tf32: bool) -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    convolutions, products = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    filling, benchmark = _DEBUGGING.fill_uninitialized_memory, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    _DEBUGGING.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every tensor
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms)
         _DEBUGGING.fill_uninitialized_memory = filling
-        torch.backends.cudnn.benchmark = benchmark
+        cudnn.benchmark = benchmark

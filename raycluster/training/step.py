@@ -21,7 +21,7 @@ from raycluster.training.objective import Batch, CrossEntropy, Objective
 from raycluster.training.optimiser import Optimisers
 from raycluster.types import UserError
 
-_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISION = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Microbatch(NamedTuple):
@@ -106,7 +106,8 @@ class Step:
         microbatches. Collective. Raises UserError if training diverged; weights and statistics are then those before
         the step.
         """
-        with reproducible(self._settings.threads, exact=self._fixed is not None):
+        settings = self._settings
+        with reproducible(settings.threads, exact=self._fixed is not None, tf32=settings.precision == "tf32"):
             self._network.train()
             self._accumulate(microbatches)
             self._reduce()

@@ -1,20 +1,28 @@
-"""Every configuration of the repository loads, says in its head what to expect, and survives being written."""
+"""Every configuration of the repository loads, starts to train, states what to expect, and survives being written."""
 
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from raycluster.config import dump, load, parse
+from raycluster.events import Progress
+from raycluster.run.local_workers import LocalWorkers
+from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
+from raycluster.sweep.config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name not in ("search", "cluster")]
+SEARCHES = sorted((ROOT / "configs" / "search").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
@@ -41,6 +49,41 @@ def test_says_what_it_gives(path: Path) -> None:
     assert re.search(r"\b(seconds?|minutes?|hours?|days?)\b", head), (
         f"the first lines of {path.name} should state a time"
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if "imagenet" in path.name else [], id=path.stem)
+        for path in (*RUNS, *SEARCHES)
+    ],
+)
+def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"data={{uri: {images}, labels: none}}",
+        "evaluation.test_uri=null",
+        "method.num_clusters=3",
+        "training.global_batch=4",
+        "training.microbatch=4",
+        f"run={{dir: {tmp_path / 'run'}, workers: 0}}",
+    ]
+    if "name: deepcluster" in path.read_text():
+        overrides.append("method.pca_dim=8")  # not more than there are images
+    config = load(SweepConfig if path in SEARCHES else Config, path, overrides)
+    if isinstance(config, SweepConfig):
+        config = Config(**config.run_fields())
+    with closing(pretrain(config, LocalWorkers())) as events:
+        first = next(event for event in events if isinstance(event, Progress) and event.phase == "training")
+    assert re.fullmatch(r"loss \d+\.\d{3}", first.note)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of noise as PNG files."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
 
 
 def leaves(tree: dict[str, Any]) -> list[tuple[str, str, Any]]:

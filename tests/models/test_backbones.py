@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from raycluster.models import alexnet, resnet18, resnet50, smallnet, vgg16
-from raycluster.models.backbone import Backbone, FlattenTo, pool
+from raycluster.models.backbone import Backbone, FlattenTo, adaptive_average, pool
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.types import UserError
 
@@ -96,6 +96,16 @@ def test_small_stem_keeps_the_size() -> None:
     assert backbone(torch.zeros(1, 3, 32, 32), "layer1").shape == (1, 64, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_small_stem_is_convolution_batch_norm_and_relu_and_has_gradients(name: str) -> None:
+    backbone = MODELS[name](stem="small").build(0)
+    body, images = backbone.body, torch.rand(4, 3, 8, 8)
+    stem = body.bn1(body.conv1(backbone.input_layer(images)))
+    torch.testing.assert_close(backbone(images, "layer1"), body.layer1(stem.detach().relu()))
+    backbone(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
 @pytest.mark.parametrize("name", ["smallnet", "resnet18"])
 def test_features_repeat_and_do_not_depend_on_the_batch(name: str) -> None:
     backbone, images = MODELS[name]().build(0).eval(), torch.rand(9, 3, 32, 32)
@@ -123,6 +133,30 @@ def test_pool_and_flatten() -> None:
     assert pool(maps[:, :, 0, 0]).shape == (2, 3)
     assert torch.equal(FlattenTo(4)(maps), maps.flatten(1))
     assert FlattenTo(2)(maps).shape == (2, 12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (6, 7), (7, 13), (14, 9)])
+@pytest.mark.parametrize("side", [1, 6, 7])
+def test_adaptive_average_is_that_of_torch(shape: tuple[int, int], side: int) -> None:
+    ours = torch.randn(3, 4, *shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    upstream = torch.randn(3, 4, side, side)
+    mine, reference = adaptive_average(ours, side), nn.functional.adaptive_avg_pool2d(theirs, side)
+    torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-6)
+    mine.backward(upstream)
+    reference.backward(upstream)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
+
+
+def test_flatten_averages_in_float32_and_uses_only_operations_that_are_deterministic_on_cuda() -> None:
+    maps = torch.randn(2, 3, 5, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        flat = FlattenTo(3)(maps)
+    exact = nn.functional.adaptive_avg_pool2d(maps.float(), 3).flatten(1)
+    assert torch.equal(flat, exact.bfloat16())
+    with torch.profiler.profile() as profile:
+        FlattenTo(3)(maps.float().requires_grad_()).sum().backward()
+    assert not [event.key for event in profile.key_averages() if "adaptive" in event.key]
 
 
 def test_backbone_is_a_chain(tmp_path: Any) -> None:

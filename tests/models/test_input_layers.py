@@ -4,6 +4,7 @@ import torch
 from torch.nn.functional import conv2d, pad
 
 from raycluster.models.input_layers import MEAN, STD, Normalise, Sobel
+from raycluster.models.smallnet import Model
 
 
 def _gray(plane: torch.Tensor) -> torch.Tensor:
@@ -55,6 +56,18 @@ def test_bytes_and_floats_are_normalised_alike() -> None:
     expected = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(Normalise()(images), expected)
     torch.testing.assert_close(Normalise()(images / 255), expected)
+
+
+def test_autocast_does_not_reach_the_input_layer() -> None:
+    backbone, images = Model(input="sobel", widths=(4, 8)).build(0), torch.randint(0, 256, (2, 3, 16, 16)).byte()
+    seen: list[torch.Tensor] = []
+    backbone.input_layer.register_forward_hook(lambda layer, args, output: seen.append(output))
+    expected = backbone(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = backbone(images)
+    assert seen[1].dtype == torch.float32
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(features.float(), expected)  # the network itself is under autocast
 
 
 def test_nothing_of_it_is_learned_or_saved() -> None:

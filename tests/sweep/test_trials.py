@@ -69,7 +69,7 @@ def test_bad_spaces_are_refused_all_at_once(tiny_sweep: TinySweep, tmp_path: Pat
 
 def test_values_that_cannot_be_together_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     search = "{training.global_batch: [128, 192], training.microbatch: [32, 64, 128]}"
-    assert "global_batch 192 is no multiple of microbatch 128" in config_errors(tiny_sweep(tmp_path, search))
+    assert "global_batch 192 is not a multiple of microbatch 128" in config_errors(tiny_sweep(tmp_path, search))
 
 
 def test_values_of_the_same_effect_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
