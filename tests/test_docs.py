@@ -41,7 +41,7 @@ def names(pages: list[Path]) -> list[str]:
 def code(page: Path) -> str:
     """Code blocks and code spans of a page, one per line; commands that span lines are joined."""
     text = page.read_text(encoding="utf-8")
-    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
     indented = re.findall(r"^ {4}.+", text, re.MULTILINE)
     return "\n".join([*FENCE.findall(text), *spans, *indented]).replace("\\\n", " ")
 
