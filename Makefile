@@ -8,16 +8,16 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/deepcluster_digits.yaml
-BENCHMARKS ?= ingest modes kmeans kmeans_memory kmeans_pool sinkhorn guarantees scale
-# The stamp's name carries a checksum of pyproject.toml: other dependencies are another stamp.
+BENCHMARKS ?= modes kmeans kmeans_memory kmeans_pool sinkhorn guarantees scale
+# The name of the stamp holds a checksum of pyproject.toml, so that other dependencies are installed again.
 STAMP := $(VENV)/installed-$(word 1,$(shell cksum < pyproject.toml))
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## install everything into .venv (the other targets do so by themselves)
+setup: $(STAMP) ## install everything into .venv (the other targets do so first)
 
 $(STAMP):
 	@python3 -c 'import sys; (3, 10) <= sys.version_info < (3, 14) or \
@@ -29,37 +29,37 @@ $(STAMP):
 	@rm -f $(VENV)/installed-* && touch $@
 
 .PHONY: pretrain
-pretrain: $(STAMP) ## pre-train on CONFIG (default: handwritten digits, minutes on a laptop); ARGS="training.epochs=5 ..."
+pretrain: $(STAMP) ## pre-train on CONFIG (default: handwritten digits, minutes on a laptop); ARGS="training.epochs=5"
 	$(BIN)/python jobs/pretrain.py $(CONFIG) $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## all tests; ARGS="-k kmeans" for some
+test: $(STAMP) ## run all tests; ARGS="-k kmeans" selects some
 	$(BIN)/python -m pytest --durations=15 $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## the tests that need no Ray cluster
+test-fast: $(STAMP) ## run the tests that need no Ray cluster
 	$(BIN)/python -m pytest -m "not ray" $(ARGS)
 
 .PHONY: test-ray
-test-ray: $(STAMP) ## the tests on a Ray cluster: death, growth, elasticity
+test-ray: $(STAMP) ## run the tests on a Ray cluster: failures, growth, elasticity
 	$(BIN)/python -m pytest -m ray --durations=15 $(ARGS)
 
 .PHONY: lint
-lint: $(STAMP) ## style and types
+lint: $(STAMP) ## check style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
 .PHONY: format
-format: $(STAMP) ## mend what can be mended by itself
+format: $(STAMP) ## format the code and fix what ruff can fix
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
 
 .PHONY: benchmark
-benchmark: $(STAMP) ## measure against what one would use instead; BENCHMARKS=ingest ARGS="photos=URI" for others
+benchmark: $(STAMP) ## measure against other libraries; others: BENCHMARKS=ingest ARGS="photos=URI"
 	for name in $(BENCHMARKS); do $(BIN)/python jobs/benchmark.py $$name $(ARGS); done
 
 .PHONY: clean
-clean: ## remove the environment and caches (never runs or data)
+clean: ## remove the environment and caches, never runs or data
 	rm -rf $(VENV) build raycluster.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find raycluster jobs tests -name __pycache__ -prune -exec rm -rf {} +
