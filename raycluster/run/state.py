@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from raycluster.config import PluginField, settings
+from raycluster.config import NonEmpty, PluginField, Seed, settings
 from raycluster.config.registry import did_you_mean
 from raycluster.data.dataset import ImageDataset, ensure_manifest, open_dataset
 from raycluster.data.manifest import DataSettings
@@ -59,7 +59,7 @@ class RunSettings:
     storage_minutes: for how long storage out of reach is tried again.
     """
 
-    dir: str
+    dir: NonEmpty
     resume: Literal["auto", "never"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
     device: Literal["auto", "gpu", "cpu"] = "auto"
@@ -96,7 +96,7 @@ class Config:
     training: TrainingSettings
     run: RunSettings
     evaluation: EvaluationSettings = EvaluationSettings()
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

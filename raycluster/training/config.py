@@ -26,7 +26,7 @@ class TrainingSettings:
     picture was turned; every picture is then four rows, and only the upright one has labels.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
     global_batch: Annotated[int, Field(ge=2)] = 256
     microbatch: Annotated[int, Field(ge=2)] = 32
     lr: Annotated[float, Field(gt=0)] = 0.05
