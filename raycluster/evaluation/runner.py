@@ -118,9 +118,9 @@ class Evaluation:
                 _translate(np.empty(0, np.int32), tests.manifest.classes, dataset.manifest.classes)
         except UserError as error:
             raise UserError(
-                f"{error}\nThe configuration tests on evaluation.test_uri = {self.settings.test_uri}. For other images, "
-                "set evaluation.test_uri to labelled ones of the same classes, or to null: then a share of data.uri is "
-                "kept for tests where it has labels"
+                f"{error}\nThe configuration tests on evaluation.test_uri = {self.settings.test_uri}. For other "
+                "images, set evaluation.test_uri to labelled ones of the same classes, or to null to test on a share "
+                "of data.uri if it has labels"
             ) from error
 
     def _check_labels(self, dataset: ImageDataset) -> None:
