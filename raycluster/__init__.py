@@ -1,4 +1,4 @@
-"""Deep clustering of images on Ray: features become assignments, assignments labels, and labels train the network."""
+"""Deep clustering on Ray: pre-training of image networks on labels from clustering their own features."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from importlib import import_module
 from typing import Any
 
-# The threads of torch share the cores with decoding tasks: spinning while they wait, they would halve the throughput.
-# Read when the OpenMP library is loaded, hence before anything imports torch.
+# Idle torch threads that spin would halve the throughput of decoding tasks on the same cores. OpenMP reads the variable
+# when it is loaded, hence it is set before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Found when first used: tasks that only decode images must not import torch.
+# Imported on first use: tasks that only decode images must not import torch.
 _PUBLIC = {
     "fit": "raycluster.distributed.train.trainer",
     "kmeans": "raycluster.api",
@@ -18,11 +18,12 @@ _PUBLIC = {
     "knn": "raycluster.api",
     "load_backbone": "raycluster.models.export",
     "load_kmeans": "raycluster.clustering.kmeans.result",
+    "pretrain": "raycluster.run.loop",
     "sinkhorn": "raycluster.api",
     "whiten": "raycluster.api",
 }
 
-__all__ = ["fit", "kmeans", "kmeans_tree", "knn", "load_backbone", "load_kmeans", "sinkhorn", "whiten"]
+__all__ = ["fit", "kmeans", "kmeans_tree", "knn", "load_backbone", "load_kmeans", "pretrain", "sinkhorn", "whiten"]
 
 
 def __getattr__(name: str) -> Any:

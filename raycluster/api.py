@@ -1,4 +1,4 @@
-"""What raycluster offers for any embeddings, pictures or not: k-means, whitening, trees of clusters, neighbours."""
+"""Clustering of any embeddings: k-means, balanced assignment, whitening, hierarchical k-means, neighbour graphs."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ def kmeans(
     column: str | None = None,
     report: Callable[[LloydProgress], None] | None = None,
 ) -> KMeans:
-    """Cluster N rows into K clusters by exact k-means; the same bits for any blocks, threads, engine or machines.
+    """Exact k-means of N rows into K clusters; bitwise identical for any blocks, threads, engine or machines.
 
     x: (N, D) numpy array or torch tensor; path or URI of .npy or Parquet files; a Ray Dataset, which is clustered by a
-    pool of actors where Ray has room; or Features. column: of Parquet files and datasets, which one holds the rows.
+    pool of actors; or Features. column: of Parquet files and datasets, the one that holds the rows.
     init: `random` distinct rows, `k-means++` (scalable, Bahmani et al. 2012), (K, D) centroids, or (N,) labels of an
-    earlier clustering, < 0 for none. Steps are Lloyd's with guarded heavy-ball momentum, which needs about half as many
-    for the same inertia; plain=True is textbook Lloyd. They stop at a fixed point. spherical: rows and centroids have
-    norm 1, so that the nearest is the most similar (Dhillon and Modha 2001). engine: `int8` (compiled kernel), `torch`
-    or `faiss`; `auto` takes the fastest here; all give the same. report: called with the `LloydProgress` after each step.
+    earlier clustering, < 0 for none. Iterations are Lloyd's with guarded heavy-ball momentum, which needs about half as
+    many for the same inertia; plain=True is textbook Lloyd. They stop at a fixed point. spherical: normalise rows and
+    centroids, so that the nearest is the most similar (Dhillon and Modha 2001). engine: `int8` (compiled kernel),
+    `torch` or `faiss`, with identical results; `auto` takes the fastest. report: called with the `LloydProgress` after
+    each iteration.
 
-    Gives centroids (K, D) float32, labels (N,), inertia (before each step, and at the end, in squared units of x),
-    sizes (K,), none of them 0, num_repaired; `predict` and `save`. Raises UserError if rows are NaN or infinite (they
-    are named), fewer than K, or fewer than K distinct ones.
+    Returns centroids (K, D) float32, labels (N,), inertia (before each iteration and at the end, in squared units of
+    x), sizes (K,), all positive, num_repaired; with methods `predict` and `save`. Raises UserError naming rows that are
+    NaN or infinite, or if there are fewer than K distinct rows.
     """
     start: Init | LloydState = init.detach().cpu().numpy() if hasattr(init, "detach") else init
     with _opened(x, column) as features:
@@ -77,15 +78,15 @@ def sinkhorn(
     rounding: Rounding = "argmax",
     column: str | None = None,
 ) -> Sinkhorn:
-    """Balanced labels: of N rows of K log-probabilities, clusters with the shares `prior` at the least cost.
+    """Assign N rows of K log-probabilities to clusters of the shares `prior` at minimum cost, by Sinkhorn iterations.
 
     log_probs: (N, K) in any of the forms of x in `kmeans`; logits give the same plan. sharpness: the lambda of
     Asano et al. (ICLR 2020), the inverse of the entropy's weight. prior: (K,) shares, None for equal ones. tolerance:
     of the largest relative deviation of a cluster's share of the plan. start: `scalings[0]` of an earlier result.
     rounding: `argmax` of the plan, or `exact` sizes, those of N * prior rounded by largest remainders.
 
-    Gives labels (1, N), sizes, scalings, marginal_errors, iterations, converged, costs and rounding_costs, each for the
-    one head there is. Raises UserError if rows are NaN or infinite (they are named) or an argument does not fit.
+    Returns labels (1, N), sizes, scalings, marginal_errors, iterations, converged, costs and rounding_costs, each for a
+    single head. Raises UserError naming rows that are NaN or infinite, or an invalid argument.
     """
     with _opened(log_probs, column) as features:
         return balanced.sinkhorn(
@@ -102,7 +103,7 @@ def sinkhorn(
 def whiten(x: Any, dim: int, *, column: str | None = None) -> Any:
     """PCA-whiten rows to `dim` columns and divide each by its norm (Caron et al. 2018, section 3.3).
 
-    x: as in `kmeans`. Gives (N, dim) float32 in the order of x, and Features for Features. Raises UserError if dim is
+    x: as in `kmeans`. Returns (N, dim) float32 in the order of x, and Features for Features. Raises UserError if dim is
     larger than the number of rows or columns, or values are not finite.
     """
     with _opened(x, column) as features:
@@ -120,10 +121,10 @@ def kmeans_tree(
     engine: Engine = "auto",
     column: str | None = None,
 ) -> Tree:
-    """Cluster into sizes[0] clusters, and these into sizes[1] in all, and so on (Caron et al. 2019, section 3.2).
+    """Hierarchical k-means: sizes[0] clusters, split into sizes[1] in total, and so on (Caron et al. 2019, section 3.2).
 
-    x: as in `kmeans`. sizes: increasing. A cluster gets a share of the next level's clusters in proportion to its rows,
-    at least one and at most as many as it has distinct rows. Gives labels and centroids of each level, and parents.
+    x: as in `kmeans`. sizes: increasing. Each cluster gets a share of the next level's clusters proportional to its
+    rows, at least one and at most its number of distinct rows. Returns labels and centroids of each level, and parents.
     """
     options = {"iterations": iterations, "spherical": spherical, "engine": engine}
     with _opened(x, column) as features:
@@ -132,14 +133,14 @@ def kmeans_tree(
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Neighbours of each row, nearest first. indices: (N, k) int64. distances: (N, k) float32 squared Euclidean."""
+    """Neighbours of each row by ascending distance. indices: (N, k) int64. distances: (N, k) float32, squared."""
 
     indices: NDArray[np.int64]
     distances: NDArray[np.float32]
 
 
 def knn(x: Any, k: int, *, column: str | None = None) -> Graph:
-    """The k nearest other rows of every row, exactly; of equally near ones the lowest. No row is its own neighbour.
+    """The exact k nearest neighbours of every row, without itself; ties go to the lowest index.
 
     x: as in `kmeans`. Raises UserError unless 1 <= k < N.
     """
@@ -149,7 +150,7 @@ def knn(x: Any, k: int, *, column: str | None = None) -> Graph:
 
 @contextmanager
 def _opened(x: Any, column: str | None) -> Iterator[Features]:
-    if type(x).__module__.partition(".")[0] == "ray":  # loaded by name: who has no dataset need not load Ray
+    if type(x).__module__.partition(".")[0] == "ray":  # imported here: other inputs need no Ray
         with import_module("raycluster.distributed.features.dataset").pooled(x, column) as features:
             yield features
     else:

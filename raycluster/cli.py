@@ -1,4 +1,4 @@
-"""How a job ends: users' mistakes as a sentence and exit code 2, Ctrl-C as 130; defects keep their traceback."""
+"""Entry point of the jobs: user errors exit with code 2 and a message, Ctrl-C with 130; defects keep their traceback."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from raycluster.types import RunStopped, UserError
 
 
 def run_command(main: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
-    """Call ``main`` with the words of the command line (or ``arguments``), and leave the process with an exit code.
+    """Call ``main`` with the command line (or ``arguments``), and exit.
 
-    0: done. 2: the user's mistake, told on stderr; too few or too many words print the docstring of the module that
-    defines ``main``, as does ``--help``. 130: stopped by Ctrl-C, its state saved or not. 141: nobody reads the output.
-    Raises SystemExit, always; any other exception passes through with its traceback.
+    Exit codes: 0 for success. 2 for a UserError, printed to stderr, and for a wrong number of arguments, which prints
+    the docstring of the module of ``main`` as ``--help`` does. 130 for an interruption. 141 for a closed output pipe.
+    Always raises SystemExit, except that other exceptions propagate.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(words):
@@ -38,14 +38,14 @@ def _exit_code(main: Callable[..., Any], words: list[str]) -> int:
     except (RunStopped, KeyboardInterrupt) as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as in `| head`; what is still buffered must not raise again when the interpreter exits
+    except BrokenPipeError:  # as in `| head`; flushing at exit must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     return 0
 
 
 def _accepts(main: Callable[..., Any], words: list[str]) -> bool:
-    """Whether the words fit the parameters of main; none at all never do, for they ask how it is used."""
+    """Whether the words match the parameters of main; an empty command line asks for the usage."""
     try:
         inspect.signature(main).bind(*words)
     except TypeError:

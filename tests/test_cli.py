@@ -1,4 +1,4 @@
-"""How a command ends, as a shell sees it."""
+"""Exit codes and output of commands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 def main(first: str, *others: str) -> None:
     {
         "good": lambda: print("done", *others),
-        "mistake": lambda: _raise(UserError("seen x; wanted y")),
+        "user error": lambda: _raise(UserError("seen x; wanted y")),
         "ctrl-c": lambda: _raise(KeyboardInterrupt()),
-        "stopped": lambda: _raise(RunStopped("stopped in round 2; the same command goes on from there")),
+        "stopped": lambda: _raise(RunStopped("stopped in round 2; repeat the command to resume")),
         "defect": lambda: _raise(KeyError("a bug")),
     }[first]()
 
@@ -32,11 +32,11 @@ def _raise(error: BaseException) -> None:
     ("words", "code", "out", "err"),
     [
         (["good", "a=1"], 0, "done a=1\n", ""),
-        (["mistake"], 2, "", "error: seen x; wanted y\n"),
+        (["user error"], 2, "", "error: seen x; wanted y\n"),
         (["ctrl-c"], 130, "", "interrupted\n"),
-        (["stopped"], 130, "", "stopped in round 2; the same command goes on from there\n"),
-        ([], 2, "", "How a command ends, as a shell sees it.\n"),
-        (["good", "--help"], 0, "How a command ends, as a shell sees it.\n", ""),
+        (["stopped"], 130, "", "stopped in round 2; repeat the command to resume\n"),
+        ([], 2, "", "Exit codes and output of commands.\n"),
+        (["good", "--help"], 0, "Exit codes and output of commands.\n", ""),
     ],
 )
 def test_exit_codes(words: list[str], code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,12 +46,12 @@ def test_exit_codes(words: list[str], code: int, out: str, err: str, capsys: pyt
     assert capsys.readouterr() == (out, err)
 
 
-def test_defects_keep_their_traceback() -> None:
+def test_other_exceptions_propagate() -> None:
     with pytest.raises(KeyError):
         run_command(main, ["defect"])
 
 
-def test_a_closed_pipe_is_not_a_defect() -> None:
+def test_a_closed_pipe() -> None:
     program = (
         "from raycluster.cli import run_command\n"
         "def main(*words: str) -> None:\n"

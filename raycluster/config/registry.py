@@ -1,4 +1,4 @@
-"""Name = module: the key `name` of a section is the module that offers the section's class."""
+"""Plugins by name: the key `name` of a section is the module that defines the section's class."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,22 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 @dataclass(frozen=True)
 class PluginField:
-    """Annotation of a section whose class is chosen by its key ``name``: the name is the module that offers the class.
+    """Annotation of a section whose class is chosen by its key ``name``: the module that defines the class.
 
-    ``method: Annotated[Method, named("raycluster.methods", "Method")]`` makes ``method: {name: foo}`` an instance of
-    ``raycluster.methods.foo.Method``; ``method: foo`` is short for it. A section given as an object is taken as it is.
+    ``method: Annotated[Method, PluginField("raycluster.methods", "Method")]`` makes ``method: {name: foo}`` an instance
+    of ``raycluster.methods.foo.Method``; ``method: foo`` is short for it. An instance is accepted as it is.
     """
 
     package: str
     attribute: str
 
     def modules(self) -> list[str]:
-        """The names that can be chosen: modules of the package that define the attribute (found without importing)."""
-        package = importlib.import_module(self.package)
-        pattern = re.compile(rf"^(class|def) {self.attribute}\b", re.MULTILINE)
-        sources = {module.name: _source(module) for module in pkgutil.iter_modules(package.__path__)}
-        return sorted(name for name, source in sources.items() if pattern.search(source))
+        """The available names: modules of the package that define the attribute, found without importing them."""
+        return list(_modules(tuple(importlib.import_module(self.package).__path__), self.attribute))
 
     def settings_class(self, section: Any) -> type[Any] | None:
-        """The class that the section's ``name`` asks for, None where it names no module."""
-        name = section.get("name") if isinstance(section, dict) else None
+        """The class that the section names, None where there is no such module."""
+        name = section.get("name") if isinstance(section, dict) else section
         if name not in self.modules():
             return None
         return typing.cast("type[Any]", getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute))
@@ -65,9 +63,16 @@ class PluginField:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The known word that is meant, as the end of a sentence; empty where none is near."""
+    """The most similar known word, as the end of a sentence; empty where none is similar."""
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+@cache
+def _modules(folders: tuple[str, ...], attribute: str) -> tuple[str, ...]:
+    pattern = re.compile(rf"^(class|def) {attribute}\b", re.MULTILINE)
+    sources = {module.name: _source(module) for module in pkgutil.iter_modules(folders)}
+    return tuple(sorted(name for name, source in sources.items() if pattern.search(source)))
 
 
 def _source(module: pkgutil.ModuleInfo) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.config import settings
+from raycluster.config import NonEmpty, settings
 from raycluster.data import sources
 from raycluster.io import storage
 from raycluster.types import UserError
@@ -38,7 +38,7 @@ class DataSettings:
     neighbouring shards of an epoch are shuffled together.
     """
 
-    uri: Annotated[str, Field(min_length=1)]
+    uri: NonEmpty
     image_column: str = "auto"
     labels: str = "auto"
     shard_size: Annotated[int, Field(ge=1)] = 1000

@@ -19,7 +19,7 @@ from pydantic import Field
 from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState, kmeans
 from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.whitening import whiten
-from raycluster.config import settings
+from raycluster.config import NonEmpty, Seed, settings
 from raycluster.evaluation.metrics.balance import balance
 from raycluster.features.arrays import as_features
 from raycluster.io import storage
@@ -40,14 +40,14 @@ class ClusterSettings:
     reads at a time.
     """
 
-    embeddings: str
+    embeddings: NonEmpty
     num_clusters: Annotated[int, Field(ge=1)]
-    out: str
+    out: NonEmpty
     column: str | None = None
     iterations: Annotated[int, Field(ge=1)] = 20
     init: Literal["random", "k-means++"] = "random"
     spherical: bool = False
-    seed: int = 0
+    seed: Seed = 0
     engine: Literal["auto", "int8", "torch", "faiss"] = "auto"
     plain: bool = False
     whiten: Annotated[int, Field(ge=1)] | None = None

@@ -11,7 +11,7 @@ from pydantic import Field
 from ray.data import DataContext
 from tqdm import tqdm
 
-from raycluster.config import settings
+from raycluster.config import NonEmpty, settings
 from raycluster.data.manifest import DataSettings, build_manifest, write_manifest
 from raycluster.data.resize import prepare_shard
 from raycluster.distributed.errors import user_errors
@@ -30,7 +30,7 @@ class PrepareSettings:
     """
 
     data: DataSettings
-    out: str
+    out: NonEmpty
     image_size: Annotated[int, Field(ge=8)] = 256
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.config import PluginField, settings
+from raycluster.config import NonEmpty, PluginField, settings
 from raycluster.config.registry import did_you_mean
 from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.transforms import View
@@ -42,7 +42,7 @@ class EvaluationSettings:
     layer: str | None = None
     max_samples: Annotated[int, Field(ge=1)] = 10_000
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    test_uri: str | None = None
+    test_uri: NonEmpty | None = None
     probes: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "linear_probe")
     every_rounds: Annotated[int, Field(ge=0)] = 0
 
@@ -107,16 +107,29 @@ class Evaluation:
 
     def check(self, dataset: ImageDataset) -> None:
         """UserError if these images, or those of `test_uri`, have no labels to evaluate with."""
+        if self.settings.test_uri is None:
+            self._check_labels(dataset)
+            return
+        try:
+            self._check_labels(dataset)
+            tests = self.test_dataset(dataset)
+            if tests is not None:
+                self.labels(tests)
+                _translate(np.empty(0, np.int32), tests.manifest.classes, dataset.manifest.classes)
+        except UserError as error:
+            raise UserError(
+                f"{error}\nThe configuration tests on evaluation.test_uri = {self.settings.test_uri}. For other "
+                "images, set evaluation.test_uri to labelled ones of the same classes, or to null to test on a share "
+                "of data.uri if it has labels"
+            ) from error
+
+    def _check_labels(self, dataset: ImageDataset) -> None:
         known = self.labels(dataset) >= 0
         if known.sum() < 2:
             raise UserError(
                 f"only {known.sum()} of the first {len(known)} images of {dataset.settings.uri} have labels, too few "
                 "to evaluate with; raise evaluation.max_samples, or set data.labels=none to do without"
             )
-        tests = self.test_dataset(dataset)
-        if tests is not None:
-            self.labels(tests)
-            _translate(np.empty(0, np.int32), tests.manifest.classes, dataset.manifest.classes)
 
     def labels(self, dataset: ImageDataset) -> NDArray[np.int32]:
         """True labels of the first `max_samples` images, -1 where unknown."""

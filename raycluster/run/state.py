@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raycluster.config import PluginField, settings
+from raycluster.config import NonEmpty, PluginField, Seed, settings
 from raycluster.config.registry import did_you_mean
 from raycluster.data.dataset import ImageDataset, ensure_manifest, open_dataset
 from raycluster.data.manifest import DataSettings
@@ -62,7 +62,7 @@ class RunSettings:
     storage_minutes: for how long unreachable storage is retried.
     """
 
-    dir: str
+    dir: NonEmpty
     resume: Literal["auto", "never"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
     device: Literal["auto", "gpu", "cpu"] = "auto"
@@ -99,7 +99,7 @@ class Config:
     training: TrainingSettings
     run: RunSettings
     evaluation: EvaluationSettings = EvaluationSettings()
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

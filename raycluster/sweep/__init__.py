@@ -1,1 +1,1 @@
-"""Sweeps, without Ray: many runs that differ in a few settings; which to try, which to stop, which was best."""
+"""Hyperparameter sweeps without Ray: search spaces, proposals, early stopping, ranking and the report page."""

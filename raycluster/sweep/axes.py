@@ -1,4 +1,4 @@
-"""From values to places on an axis: linear, logarithmic, or one place for each choice."""
+"""Scales of chart axes: linear, logarithmic or categorical."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LONGEST_LABEL = 14
 
 @dataclass(frozen=True)
 class Scale:
-    """Values between low and high have places from 0 to 1. choices: where each value has a place of its own instead.
+    """Maps values in [low, high] to positions in [0, 1].
 
-    marks: values to write beside the axis.
+    choices: the values of a categorical axis, in order. marks: values with a tick.
     """
 
     low: float = 0.0
@@ -26,37 +26,41 @@ class Scale:
     choices: tuple[str, ...] = ()
     marks: tuple[float, ...] = ()
 
-    def place(self, value: Any) -> float:
-        """0 (left, bottom) to 1."""
+    def position(self, value: Any) -> float:
+        """The position of a value, from 0 (left or bottom) to 1."""
         if self.choices:
             return (self.choices.index(format_value(value)) + 0.5) / len(self.choices)
         low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, float(value)))
         return (at - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """(place, text) of what is written beside the axis."""
+        """(position, label) of each tick."""
         if self.choices:
             return [((index + 0.5) / len(self.choices), _short(text)) for index, text in enumerate(self.choices)]
-        return [(self.place(mark), tick_label(mark)) for mark in self.marks]
+        return [(self.position(mark), tick_label(mark)) for mark in self.marks]
 
 
-def choices(values: Sequence[Any]) -> Scale:
-    """One place for each different value, in the order given."""
+def categorical_scale(values: Sequence[Any]) -> Scale:
+    """A categorical scale of the distinct values, in order."""
     return Scale(choices=tuple(dict.fromkeys(format_value(value) for value in values)))
 
 
-def along(values: Sequence[float], *, log: bool = False, margin: float = 0.06, label_values: bool = False) -> Scale:
-    """A scale that holds all values, with a margin (a share of it) on both sides. label_values: write the values themselves
-    beside the axis where these are few."""
-    known = sorted(set(values)) or [0.0, 1.0]
-    log = log and known[0] > 0
-    low, high = (math.log(end) if log else float(end) for end in (known[0], known[-1]))
-    spare = margin * (high - low) or (0.5 if log else max(abs(high) * 0.05, 1e-3))
-    low, high = low - spare, high + spare
+def numeric_scale(
+    values: Sequence[float], *, log: bool = False, margin: float = 0.06, label_values: bool = False
+) -> Scale:
+    """A numeric scale of the range of the values.
+
+    margin: share of the range added on both sides. label_values: put ticks at the values if they are few.
+    """
+    distinct = sorted(set(values)) or [0.0, 1.0]
+    log = log and distinct[0] > 0
+    low, high = (math.log(end) if log else float(end) for end in (distinct[0], distinct[-1]))
+    padding = margin * (high - low) or (0.5 if log else max(abs(high) * 0.05, 1e-3))
+    low, high = low - padding, high + padding
     if log:
         low, high = math.exp(low), math.exp(high)
-    few = label_values and len(known) <= _MOST_TICKS
-    return Scale(low, high, log, marks=tuple(known) if few else _round_numbers(low, high, log))
+    few = label_values and len(distinct) <= _MOST_TICKS
+    return Scale(low, high, log, marks=tuple(distinct) if few else _round_numbers(low, high, log))
 
 
 def _round_numbers(low: float, high: float, log: bool) -> tuple[float, ...]:
@@ -73,7 +77,7 @@ def _round_numbers(low: float, high: float, log: bool) -> tuple[float, ...]:
 
 
 def tick_label(value: float) -> str:
-    """A number, short."""
+    """A number in short form."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Bayesian search: what to try next, given how good everything tried so far was."""
+"""Bayesian search: proposals from the results so far."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optuna.distributions import (
 from raycluster.seeding import seed_for
 from raycluster.sweep.space import Axis, Values
 
-_ATTEMPTS = 20  # to propose something new
+_ATTEMPTS = 20  # per proposal that is not a repetition
 
 
 def propose(
@@ -30,8 +30,8 @@ def propose(
 ) -> list[Values]:
     """`count` combinations to try next, by the tree-structured Parzen estimator (Bergstra et al., 2011) of Optuna.
 
-    tried: combinations and their objective (None: failed), in order; the proposals follow from them
-    and the seed, so that an interrupted search goes on as it would have. May repeat one where little is left to try.
+    tried: combinations and their objectives (None: failed), in order. The proposals are deterministic in these and the
+    seed, so an interrupted search resumes with the same ones. They may repeat combinations of a small space.
     """
     distributions = {axis.key: _distribution(axis) for axis in axes}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,7 +42,7 @@ def propose(
         )
     study = optuna.create_study(sampler=sampler, direction="maximize" if direction == "max" else "minimize")
     for values, objective in tried:
-        study.add_trial(_told(axes, distributions, values, objective))
+        study.add_trial(_to_trial(axes, distributions, values, objective))
     known, found = [values for values, _ in tried], []
     for attempt in range(count * _ATTEMPTS):
         asked = study.ask(distributions)
@@ -56,7 +56,7 @@ def propose(
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
-    if axis.values:  # by position, since Optuna takes no lists or sections as choices
+    if axis.values:  # by index: Optuna accepts no lists or sections as choices
         return CategoricalDistribution(range(len(axis.values)))
     if axis.integer:
         return IntDistribution(int(axis.low), int(axis.high), log=axis.log)
@@ -69,7 +69,7 @@ def _value(axis: Axis, parameter: Any) -> Any:
     return parameter if axis.integer else min(max(float(f"{parameter:.6g}"), axis.low), axis.high)
 
 
-def _told(
+def _to_trial(
     axes: Sequence[Axis], distributions: dict[str, BaseDistribution], values: Values, objective: float | None
 ) -> optuna.trial.FrozenTrial:
     parameters = {axis.key: axis.values.index(values[axis.key]) if axis.values else values[axis.key] for axis in axes}

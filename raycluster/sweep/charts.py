@@ -1,4 +1,4 @@
-"""Charts as SVG, by small functions of plain data; colours and fonts are those of page.css."""
+"""Charts as SVG from plain data; page.css defines colours and fonts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _ROW = 18  # height of a bar with its gap
 
 @dataclass(frozen=True)
 class Mark:
-    """One trial in a chart. look: classes of page.css. told: what is shown when the pointer is on it."""
+    """A trial in a chart. look: CSS classes. tooltip: shown on hover."""
 
     trial: str
     look: str
-    told: str
+    tooltip: str
     points: Sequence[Point]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the data lie in a drawing of this size, in pixels."""
+    """The size of a chart and its margins, in pixels."""
 
     width: int
     height: int
@@ -34,39 +34,39 @@ class Frame:
     bottom: int = 40
 
     def at(self, x: float, y: float) -> Point:
-        """The pixel of shares 0 to 1 of the width (from the left) and height (from the bottom)."""
+        """The pixel of a position: shares of the width from the left and of the height from the bottom."""
         across, down = self.width - self.left - self.right, self.height - self.top - self.bottom
         return self.left + x * across, self.top + (1 - y) * down
 
 
 def dots(marks: Sequence[Mark], links: Sequence[Mark], *, axes: tuple[Scale, Scale], titles: tuple[str, str]) -> str:
-    """Every mark's points as dots, every link's joined, and named where it ends; x and y in the units of the axes."""
+    """A scatter plot of the marks, and labelled lines for the links; points are in the units of the axes."""
     frame = Frame(400, 270, right=18 + 7 * max((len(link.trial) for link in links), default=0))
     body = _axes(frame, axes, titles)
-    body += "".join(_channel(frame, axes, link) for link in links)
-    stop_requests = sorted((*_place(frame, axes, link.points[-1])[::-1], link.trial) for link in links)
-    for (_, x, name), place in zip(stop_requests, _apart([y for y, _, _ in stop_requests]), strict=True):
-        body += f'<text x="{x + 11:.1f}" y="{place + 4:.1f}">{escape(name)}</text>' if name else ""
+    body += "".join(_polyline(frame, axes, link) for link in links)
+    ends = sorted((*_pixel(frame, axes, link.points[-1])[::-1], link.trial) for link in links)
+    for (_, x, name), y in zip(ends, _separate([y for y, _, _ in ends]), strict=True):
+        body += f'<text x="{x + 11:.1f}" y="{y + 4:.1f}">{escape(name)}</text>' if name else ""
     for mark in marks:
         for point in mark.points:
-            x, y = _place(frame, axes, point)
+            x, y = _pixel(frame, axes, point)
             body += f'<circle {_attributes(mark, "dot")} cx="{x:.1f}" cy="{y:.1f}" r="5">{_title(mark)}</circle>'
     return _svg(frame, body)
 
 
 def curves(marks: Sequence[Mark], *, axes: tuple[Scale, Scale], titles: tuple[str, str]) -> str:
-    """Every mark's points joined, with a dot at the end."""
+    """A line chart of the marks, with a dot at the end of each line."""
     frame = Frame(960, 340)
     body = _axes(frame, axes, titles)
     for mark in marks:
-        x, y = _place(frame, axes, mark.points[-1])
-        body += _channel(frame, axes, mark)
+        x, y = _pixel(frame, axes, mark.points[-1])
+        body += _polyline(frame, axes, mark)
         body += f'<circle {_attributes(mark, "dot")} cx="{x:.1f}" cy="{y:.1f}" r="3.5">{_title(mark)}</circle>'
     return _svg(frame, body)
 
 
 def parallel(marks: Sequence[Mark], scales: Sequence[Scale], *, titles: Sequence[str]) -> str:
-    """A vertical axis for each scale, and every mark as a line through them; points are (index of the axis, place)."""
+    """Parallel coordinates: one axis per scale, one line per mark; points are (index of the axis, position)."""
     frame = Frame(960, 320, left=70, right=70, top=34, bottom=14)
     body = ""
     for index, (scale, title) in enumerate(zip(scales, titles, strict=True)):
@@ -76,16 +76,16 @@ def parallel(marks: Sequence[Mark], scales: Sequence[Scale], *, titles: Sequence
         anchor = "start" if index == 0 else "end" if index == len(scales) - 1 else "middle"
         edge = {"start": 4, "end": frame.width - 4, "middle": x}[anchor]
         body += f'<text class="title" x="{edge:.1f}" y="16" text-anchor="{anchor}">{escape(title)}</text>'
-        for place, text in scale.ticks():
-            y = frame.at(share, place)[1]
+        for position, text in scale.ticks():
+            y = frame.at(share, position)[1]
             body += f'<text class="halo" x="{x - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
             body += f'<line class="axis" x1="{x - 4:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
     unit = (Scale(0, max(1, len(scales) - 1)), Scale())
-    return _svg(frame, "".join(_channel(frame, unit, mark) for mark in marks) + body)
+    return _svg(frame, "".join(_polyline(frame, unit, mark) for mark in marks) + body)
 
 
 def bars(marks: Sequence[Mark], title: str) -> str:
-    """A horizontal bar for every mark, as long as the x of its one point."""
+    """A horizontal bar per mark, of the length x of its only point."""
     frame = Frame(960, _ROW * len(marks) + 46, left=86, right=64, top=4)
     longest = max((mark.points[0][0] for mark in marks), default=1.0) or 1.0
     body = f'<text class="title" x="{frame.left}" y="{frame.height - 8}">{escape(title)}</text>'
@@ -102,24 +102,24 @@ def bars(marks: Sequence[Mark], title: str) -> str:
     return _svg(frame, body)
 
 
-def _apart(places: Sequence[float], distance: float = 13.0) -> list[float]:
-    """Ascending places, moved down where the one before is too near to write beside both."""
+def _separate(positions: Sequence[float], distance: float = 13.0) -> list[float]:
+    """Ascending positions, increased where necessary to be at least `distance` apart."""
     found: list[float] = []
-    for place in places:
-        found.append(max(place, found[-1] + distance) if found else place)
+    for position in positions:
+        found.append(max(position, found[-1] + distance) if found else position)
     return found
 
 
 def _axes(frame: Frame, axes: tuple[Scale, Scale], titles: tuple[str, str]) -> str:
     body = ""
-    for place, text in axes[1].ticks():
-        (x, y), (end, _) = frame.at(0, place), frame.at(1, place)
+    for position, text in axes[1].ticks():
+        (x, y), (end, _) = frame.at(0, position), frame.at(1, position)
         body += f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{y:.1f}"/>'
         body += f'<text x="{x - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
     (left, low), (right, _) = frame.at(0, 0), frame.at(1, 0)
     body += f'<line class="axis" x1="{left:.1f}" y1="{low:.1f}" x2="{right:.1f}" y2="{low:.1f}"/>'
-    for place, text in axes[0].ticks():
-        x = frame.at(place, 0)[0]
+    for position, text in axes[0].ticks():
+        x = frame.at(position, 0)[0]
         body += f'<line class="axis" x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{low + 4:.1f}"/>'
         body += f'<text x="{x:.1f}" y="{low + 17:.1f}" text-anchor="middle">{escape(text)}</text>'
     middle = (left + right) / 2
@@ -129,23 +129,23 @@ def _axes(frame: Frame, axes: tuple[Scale, Scale], titles: tuple[str, str]) -> s
     return body + (f'<text class="title" x="4" y="{frame.top - 1}">{escape(titles[1])}</text>' if titles[1] else "")
 
 
-def _place(frame: Frame, axes: tuple[Scale, Scale], point: Point) -> Point:
-    return frame.at(axes[0].place(point[0]), axes[1].place(point[1]))
+def _pixel(frame: Frame, axes: tuple[Scale, Scale], point: Point) -> Point:
+    return frame.at(axes[0].position(point[0]), axes[1].position(point[1]))
 
 
-def _channel(frame: Frame, axes: tuple[Scale, Scale], mark: Mark) -> str:
-    pixels = (_place(frame, axes, point) for point in mark.points)
+def _polyline(frame: Frame, axes: tuple[Scale, Scale], mark: Mark) -> str:
+    pixels = (_pixel(frame, axes, point) for point in mark.points)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
     return f'<polyline {_attributes(mark, "line")} points="{path}">{_title(mark)}</polyline>'
 
 
 def _attributes(mark: Mark, kind: str) -> str:
-    lit = f' data-trial="{escape(mark.trial)}"' if mark.look != "link" else ""
-    return f'class="{kind} {mark.look}"{lit}'
+    identity = f' data-trial="{escape(mark.trial)}"' if mark.look != "link" else ""
+    return f'class="{kind} {mark.look}"{identity}'
 
 
 def _title(mark: Mark) -> str:
-    return f"<title>{escape(mark.told)}</title>"
+    return f"<title>{escape(mark.tooltip)}</title>"
 
 
 def _svg(frame: Frame, body: str) -> str:

@@ -1,4 +1,4 @@
-"""The configuration of a sweep: that of a run, and the sections `search` and `sweep`."""
+"""The configuration of a sweep: the configuration of a run with the sections `search` and `sweep`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from pydantic import Field
 
 from raycluster.config import settings
 from raycluster.run.state import Config
+from raycluster.sweep.space import MAX_COMBINATIONS, MAX_VALUES
 from raycluster.types import UserError
 
 
 @settings
 class SweepSettings:
-    """How the values in `search` are tried, and how trials are judged.
+    """How combinations of the values in `search` are chosen and compared.
 
-    strategy: `grid` tries all combinations, `random` draws some, `bayesian` learns from the trials before which to try
-    (Optuna's TPE). trials: combinations to try, for random and bayesian. batch: combinations that bayesian proposes at
-    a time; part of the result (null for 4). seeds: runs of each combination, whose median counts: `seed`, `seed` + 1...
-    objective: what makes a trial good, any number of metrics.jsonl; null for the accuracy of the first of
-    evaluation.probes where there are labels, else effective_rank. direction: whether more of it is better.
-    early_stopping: `asha` ends trials that lag behind, and runs a grid in a seeded random order. grace_epochs: what
-    every trial is given before that, no less than a round of any trial (null for epochs / reduction^2). reduction: one
-    in so many goes on at each rung (null for 3).
+    strategy: `grid` tries all combinations, `random` draws some, `bayesian` proposes some from the results so far
+    (Optuna's TPE). trials: number of combinations, for random and bayesian. batch: combinations that bayesian proposes
+    at a time; affects the result (null for 4). seeds: runs of each combination with `seed`, `seed` + 1..., compared by
+    their median. objective: any number of metrics.jsonl; null for the accuracy of the first of evaluation.probes if
+    there are labels, else effective_rank. direction: whether to maximise or minimise it. early_stopping: `asha` stops
+    poor trials early, and runs a grid in a seeded random order. grace_epochs: epochs that every trial may run, at least
+    one round of any trial (null for epochs / reduction^2). reduction: one in `reduction` trials continues at each rung
+    (null for 3).
     """
 
     strategy: Literal["grid", "random", "bayesian"] = "grid"
-    trials: Annotated[int, Field(ge=1)] | None = None
-    batch: Annotated[int, Field(ge=1)] | None = None
-    seeds: Annotated[int, Field(ge=1)] = 1
+    trials: Annotated[int, Field(ge=1, le=MAX_COMBINATIONS)] | None = None
+    batch: Annotated[int, Field(ge=1, le=MAX_VALUES)] | None = None
+    seeds: Annotated[int, Field(ge=1, le=MAX_VALUES)] = 1
     objective: str | None = None
     direction: Literal["max", "min"] = "max"
     early_stopping: Literal["none", "asha"] = "none"
@@ -37,20 +38,20 @@ class SweepSettings:
     reduction: Annotated[float, Field(gt=1)] | None = None
 
     def __post_init__(self) -> None:
-        faults = []
+        problems = []
         if self.strategy == "grid" and self.trials is not None:
-            faults.append("trials has no effect with strategy grid, which tries all: remove it")
+            problems.append("trials has no effect with strategy grid, which tries all combinations: remove it")
         if self.strategy != "grid" and self.trials is None:
-            faults.append(f"strategy {self.strategy} needs trials, how many to try")
+            problems.append(f"strategy {self.strategy} needs trials, the number of combinations to try")
         if self.strategy != "bayesian" and self.batch is not None:
-            faults.append(f"batch has no effect with strategy {self.strategy}: remove it")
+            problems.append(f"batch has no effect with strategy {self.strategy}: remove it")
         if self.early_stopping == "none" and (self.grace_epochs, self.reduction) != (None, None):
-            faults.append("grace_epochs and reduction have no effect without early_stopping: asha")
-        if faults:
-            raise UserError("; ".join(faults))
+            problems.append("grace_epochs and reduction have no effect without early_stopping: asha")
+        if problems:
+            raise UserError("; ".join(problems))
 
     def rungs(self, epochs: int) -> list[float]:
-        """The epochs before the end at which trials are compared: grace, grace x reduction... (none: never)."""
+        """The epochs, before the last, at which trials are compared: grace, grace * reduction...; may be empty."""
         if self.early_stopping == "none":
             return []
         reduction = self.reduction or 3.0
@@ -63,10 +64,10 @@ class SweepSettings:
 
 @settings
 class SweepConfig(Config):
-    """A run with the settings that all trials share, and what is searched.
+    """The settings that all trials share, and those that are searched.
 
-    search: {dotted.key: values}, where values are a list, or a range {int | log_int | float | log_float: [low, high]}
-    with `steps` for a grid of it. sweep: how.
+    search: {dotted.key: values}; values are a list or a range {int | log_int | float | log_float: [low, high]}, with
+    `steps` for a grid. sweep: the search strategy.
     """
 
     search: dict[str, Any]

@@ -1,7 +1,8 @@
-"""The directory of a sweep, begun or gone on with, after everything was checked that can be checked."""
+"""Create or resume the directory of a sweep, after all checks that need no training."""
 
 from __future__ import annotations
 
+from raycluster.config.errors import report
 from raycluster.data.dataset import open_dataset
 from raycluster.io import storage
 from raycluster.run.directory import differences, holds_run, write_config
@@ -9,7 +10,7 @@ from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.state import Config, check_dataset, check_network
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.plan import Sweep
-from raycluster.sweep.space import one_by_one, told
+from raycluster.sweep.space import SOURCE, one_by_one
 from raycluster.sweep.trials import check_space, make_trial, manifest_uri
 from raycluster.types import UserError
 
@@ -17,9 +18,9 @@ LABEL_FREE_OBJECTIVE = "effective_rank"
 
 
 def open_sweep(config: SweepConfig) -> Sweep:
-    """The sweep as its directory has it.
+    """The sweep in the directory `run.dir`, new or resumed.
 
-    Raises UserError with all mistakes of the search space at once, or if another sweep or a run lives there.
+    Raises UserError with all errors of the search space, or if the directory holds another sweep or a run.
     """
     axes, combinations = check_space(config)
     _check_directory(config)
@@ -34,7 +35,7 @@ def open_sweep(config: SweepConfig) -> Sweep:
 def _check_directory(config: SweepConfig) -> None:
     run_dir = config.run.dir
     if holds_run(run_dir):
-        raise UserError(f"{run_dir} holds a run, no sweep; choose another run.dir")
+        raise UserError(f"{run_dir} holds a run, not a sweep; choose another run.dir")
     different = differences(run_dir, config)
     if different is None:
         return
@@ -49,7 +50,7 @@ def _check_directory(config: SweepConfig) -> None:
 
 
 def _check_data(sweep: SweepConfig, configs: list[Config]) -> None:
-    """Every trial's settings against its images; what has the same images lists them once."""
+    """Check the settings of every trial against its images; trials with the same images share a manifest."""
     config_errors: dict[str, None] = {}
     for config in configs:
         try:
@@ -60,4 +61,4 @@ def _check_data(sweep: SweepConfig, configs: list[Config]) -> None:
         except UserError as error:
             config_errors[str(error)] = None
     if config_errors:
-        raise UserError(told(list(config_errors)))
+        raise UserError(report(SOURCE, list(config_errors)))

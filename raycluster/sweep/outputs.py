@@ -1,8 +1,9 @@
-"""What a sweep leaves: its table, its page, and the best configuration, ready to run."""
+"""The outputs of a sweep: its table, its page, and the best configuration, ready to run."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,7 @@ from raycluster.sweep.trials import Trial, ready_to_run
 
 
 def write_outputs(sweep: Sweep) -> None:
-    """sweep.json and sweep.html; best.yaml and the link `best` once a combination has run to its end."""
+    """Write sweep.json and sweep.html; best.yaml and the link `best` once a combination has finished."""
     run_dir = sweep.config.run.dir
     storage.write_bytes(storage.join(run_dir, "sweep.json"), json.dumps(as_json(sweep), indent=1).encode())
     storage.write_bytes(storage.join(run_dir, "sweep.html"), page(sweep).encode())
@@ -28,7 +29,7 @@ def write_outputs(sweep: Sweep) -> None:
 
 
 def as_json(sweep: Sweep) -> dict[str, Any]:
-    """The whole table; what depends on the machine's speed is in keys that say seconds."""
+    """The table as JSON; only keys with `seconds` in their name depend on timing."""
     best = sweep.best()
     return {
         "objective": sweep.objective,
@@ -53,15 +54,20 @@ def _row_json(row: Row) -> dict[str, Any]:
         **({"reason": row.reason} if row.reason else {}),
         "objective": row.objective,
         "worker_seconds": round(row.worker_seconds, 1),
-        "last_round": last,
+        "last_round": {name: _finite(value) for name, value in last.items()},
+        **({"skipped_lines": row.skipped_lines} if row.skipped_lines else {}),
     }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
 
 
 def _best_yaml(sweep: Sweep, best: Combination) -> str:
     values = ", ".join(f"{key} = {format_value(value)}" for key, value in best.values.items())
     uri = storage.join(sweep.config.run.dir, "best.yaml")
     head = (
-        f"# The best of {len(sweep.combinations())} combinations: {values}.\n"
+        f"# Best of {len(sweep.combinations())} combinations: {values}.\n"
         f"# Expected: {sweep.objective} {best.objective:.4f}"
         + (f", the median of {len(best.rows)} seeds" if len(best.rows) > 1 else "")
         + f".\n# Hardware, time: about {best.rows[0].worker_seconds / 60:.1f} worker minutes in the sweep.\n"
@@ -71,7 +77,7 @@ def _best_yaml(sweep: Sweep, best: Combination) -> str:
 
 
 def _link(run_dir: str, trial: Trial) -> None:
-    """RUN/best, where the file system has links; elsewhere sweep.json names it."""
+    """Link RUN/best to the best trial, on local file systems; sweep.json names it in any case."""
     filesystem, path = storage.filesystem(run_dir)
     if filesystem.type_name != "local":
         return
@@ -83,7 +89,7 @@ def _link(run_dir: str, trial: Trial) -> None:
 
 
 def trial_line(sweep: Sweep, trial: Trial) -> str:
-    """One trial in one line."""
+    """A trial on one line."""
     row = next(row for row in sweep.rows() if row.trial is trial)
     values = "  ".join(f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in trial.values.items())
     figure = "" if row.objective is None else f"{sweep.objective} {row.objective:.4f}  "
@@ -93,7 +99,7 @@ def trial_line(sweep: Sweep, trial: Trial) -> str:
 
 
 def summary(sweep: Sweep) -> str:
-    """The table at the end: combinations from best to worst, then how well label-free scores ranked them."""
+    """The final table: combinations from best to worst, then rank correlations of label-free scores."""
     sign = -1.0 if sweep.config.sweep.direction == "max" else 1.0
     ordered = sorted(
         sweep.combinations(), key=lambda one: (one.objective is None, sign * (one.so_far or 0.0), one.number)
@@ -114,5 +120,5 @@ def summary(sweep: Sweep) -> str:
     }
     parts = [grid("trial", rows)] + ([grid(f"ranking of {found[0].combinations}", ranked)] if ranked else [])
     best, run_dir = sweep.best(), sweep.config.run.dir
-    told = "no trial ran to its end" if best is None else f"best: {storage.join(run_dir, 'best.yaml')}"
-    return "\n\n".join(["", *parts, f"{told}\npage: {storage.join(run_dir, 'sweep.html')}"])
+    conclusion = "no trial finished" if best is None else f"best: {storage.join(run_dir, 'best.yaml')}"
+    return "\n\n".join(["", *parts, f"{conclusion}\npage: {storage.join(run_dir, 'sweep.html')}"])

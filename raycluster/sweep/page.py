@@ -1,4 +1,4 @@
-"""sweep.html: the whole sweep on one page that needs nothing else, neither network nor files beside it."""
+"""sweep.html: a self-contained report of a sweep, without network access or other files."""
 
 from __future__ import annotations
 
@@ -9,58 +9,59 @@ from typing import Any
 
 from raycluster.config.errors import format_value
 from raycluster.sweep import charts
-from raycluster.sweep.axes import Scale, along, choices, tick_label
+from raycluster.sweep.axes import Scale, categorical_scale, numeric_scale, tick_label
 from raycluster.sweep.charts import Mark
-from raycluster.sweep.plan import Row, Sweep, twins
+from raycluster.sweep.plan import Row, Sweep, identical_pairs
 from raycluster.sweep.ranking import LABEL_FREE, rankings
 from raycluster.sweep.space import Axis, Values
+from raycluster.sweep.trials import number
 
-CLASSES = 5  # of the colours that say how good a trial is
-MOST_NAMED, LONGEST_NAME = 6, 10  # lines of a chart that have room for a name, and its letters
+NUM_COLOURS = 5  # by rank
+MAX_LABELS, MAX_LABEL_LENGTH = 6, 10  # of the lines in a chart
 
 
 class Page:
-    """What the parts of the page have in common: the rows that got anywhere, and how each looks."""
+    """State shared by the sections: the rows with an objective, their ranks and colours."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.rows = sweep, sweep.rows()
         self.best = sweep.best()
-        self.judged = [row for row in self.rows if row.objective is not None]
+        self.evaluated = [row for row in self.rows if row.objective is not None]
         sign = 1 if sweep.config.sweep.direction == "max" else -1
-        self.ranked = sorted(self.judged, key=lambda row: sign * (row.objective or 0.0))
-        self.objectives = along([row.objective or 0.0 for row in self.judged])
+        self.ranked = sorted(self.evaluated, key=lambda row: sign * (row.objective or 0.0))
+        self.objectives = numeric_scale([row.objective or 0.0 for row in self.evaluated])
 
     def is_best(self, row: Row) -> bool:
         """Whether the row belongs to the best combination."""
         return self.best is not None and row.trial.number == self.best.number
 
     def look(self, row: Row) -> str:
-        """Classes of page.css: how good, and what became of it."""
+        """CSS classes of a row: its rank and status."""
         if row.status == "failed":
             return "failed"
-        place = self.ranked.index(row) if row in self.ranked else 0
-        colour = "best" if self.is_best(row) else f"q{place * CLASSES // max(1, len(self.ranked))}"
+        rank = self.ranked.index(row) if row in self.ranked else 0
+        colour = "best" if self.is_best(row) else f"q{rank * NUM_COLOURS // max(1, len(self.ranked))}"
         return f"{colour} {row.status}"
 
     def mark(self, row: Row, points: Sequence[tuple[Any, Any]]) -> Mark:
-        """The row in a chart."""
+        """The mark of a row in a chart."""
         values = ", ".join(f"{key} = {format_value(value)}" for key, value in row.trial.values.items())
         figure = "" if row.objective is None else f"\n{self.sweep.objective} {row.objective:.4f}"
         return Mark(row.trial.name, self.look(row), f"trial {row.trial.name}: {values}{figure}, {row.status}", points)
 
     def scale(self, axis: Axis) -> Scale:
-        """Of a searched key: what the trials have, and what they could have had."""
+        """The scale of a searched key: its values in trials and in the search space."""
         if not axis.numeric:
-            return choices(axis.values)
+            return categorical_scale(axis.values)
         tried = [row.trial.values[axis.key] for row in self.rows]
-        return along([*axis.examples(), *tried], log=axis.log, label_values=bool(axis.values))
+        return numeric_scale([*axis.examples(), *tried], log=axis.log, label_values=bool(axis.values))
 
 
 def page(sweep: Sweep) -> str:
-    """The page as HTML. Colours follow the reader's choice of light or dark."""
+    """The page as HTML, with a light and a dark colour scheme."""
     view = Page(sweep)
     parts = [_head(view), _table(view)]
-    if view.judged:
+    if view.evaluated:
         parts += [_by_key(view), _parallel(view), _curves(view), _scores(view)]
     title = escape(f"Sweep {sweep.config.run.dir}")
     style, script = (files("raycluster.sweep").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
@@ -87,7 +88,7 @@ def _head(view: Page) -> str:
         values = ", ".join(f"{key} = {format_value(value)}" for key, value in view.best.values.items())
         text += (
             f" Best: <b>{escape(sweep.objective)} {view.best.objective:.4f}</b> with <code>{escape(values)}</code>;"
-            " <code>best.yaml</code> beside this page runs it again."
+            " <code>best.yaml</code> in the same folder runs it again."
         )
     notes = "".join(f"<p>{escape(note)}</p>\n" for note in _notes(view))
     keys = '<span class="key q0"></span>worst <span class="key q2"></span> <span class="key q4"></span>good '
@@ -96,12 +97,15 @@ def _head(view: Page) -> str:
 
 
 def _notes(view: Page) -> Iterator[str]:
-    for one, other in twins(view.rows):
+    for one, other in identical_pairs(view.rows):
         keys = [key for key, value in one.trial.values.items() if other.trial.values[key] != value]
         yield (
-            f"Trials {one.trial.name} and {other.trial.name} found the same clusters in every round: "
-            f"{', '.join(keys)} made no difference there."
+            f"Trials {one.trial.name} and {other.trial.name} have identical clusters in every round: "
+            f"{', '.join(keys)} had no effect."
         )
+    for row in view.rows:
+        if row.skipped_lines:
+            yield f"Trial {row.trial.name}: skipped {row.skipped_lines} lines of metrics.jsonl that are not records."
 
 
 def _table(view: Page) -> str:
@@ -115,12 +119,12 @@ def _table(view: Page) -> str:
     ]
     titles = ["trial", *keys, objective, *extra, "epoch", "status", "worker-seconds"]
     head = "".join(f"<th>{escape(title.replace('_', ' ').replace('.', '. '))}</th>" for title in titles)
-    order = [*reversed(view.ranked), *(row for row in view.rows if row not in view.judged)]
-    order.sort(key=lambda row: row.status == "stopped")  # what ran to its end comes first
+    order = [*reversed(view.ranked), *(row for row in view.rows if row not in view.evaluated)]
+    order.sort(key=lambda row: row.status == "stopped")  # finished trials first
     body = "".join(_table_row(view, row, keys, extra) for row in order)
     return _section(
         "Trials",
-        "From best to worst; click a column to sort by it. Every trial is a run directory.",
+        "From best to worst; click on a column to sort by it. Each trial is a run directory.",
         f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n",
     )
 
@@ -129,14 +133,14 @@ def _table_row(view: Page, row: Row, keys: Sequence[str], extra: Sequence[str]) 
     record = row.records[-1] if row.records else {}
     cells = [f'<td><a href="trials/{escape(row.trial.name)}">{escape(row.trial.name)}</a></td>']
     cells += [f"<td>{escape(format_value(row.trial.values[key]))}</td>" for key in keys]
-    cells += [_number(row.objective), *(_number(record.get(name)) for name in extra)]
+    cells += [_number_cell(row.objective), *(_number_cell(number(record, name)) for name in extra)]
     cells += [f"<td>{tick_label(record['epoch']) if record else ''}</td>", f"<td>{row.status}</td>"]
     cells += [f'<td data-value="{row.worker_seconds:.1f}">{tick_label(round(row.worker_seconds))}</td>']
     looks = f"{row.status}{' best' * view.is_best(row)}"
     return f'<tr class="{looks}" data-trial="{escape(row.trial.name)}">{"".join(cells)}</tr>\n'
 
 
-def _number(value: float | None) -> str:
+def _number_cell(value: float | None) -> str:
     return "<td></td>" if value is None else f'<td data-value="{value!r}">{value:.4f}</td>'
 
 
@@ -144,7 +148,7 @@ def _by_key(view: Page) -> str:
     panels = "".join(f"<figure>{_panel(view, axis)}</figure>\n" for axis in view.sweep.axes)
     return _section(
         f"{view.sweep.objective} by searched setting",
-        "Lines join trials that ran to their end and differ in this setting only; beside a line, what they agree in.",
+        "Lines join finished trials that differ in this setting only, and are labelled with their other settings.",
         f'<div class="panels">\n{panels}</div>\n',
     )
 
@@ -153,7 +157,7 @@ def _panel(view: Page, axis: Axis) -> str:
     marks = [view.mark(row, [(row.trial.values[axis.key], row.objective)]) for row in view.ranked]
     profiles = [(values, points) for values, points in _profiles(view, axis) if len(points) > 1]
     names = [", ".join(map(format_value, values.values())) for values, _ in profiles]
-    label_values = len(names) <= MOST_NAMED and max(map(len, names), default=0) <= LONGEST_NAME
+    label_values = len(names) <= MAX_LABELS and max(map(len, names), default=0) <= MAX_LABEL_LENGTH
     links = [
         Mark(name * label_values, "link", str(values), points)
         for name, (values, points) in zip(names, profiles, strict=True)
@@ -171,7 +175,7 @@ def _profiles(view: Page, axis: Axis) -> Iterator[tuple[Values, list[tuple[Any, 
             found.setdefault(str(others), (others, []))[1].append((one.values[axis.key], one.objective))
     scale = view.scale(axis)
     for others, points in found.values():
-        yield others, sorted(points, key=lambda point: scale.place(point[0]))
+        yield others, sorted(points, key=lambda point: scale.position(point[0]))
 
 
 def _parallel(view: Page) -> str:
@@ -179,12 +183,12 @@ def _parallel(view: Page) -> str:
     marks = []
     for row in view.ranked:
         values = [*(row.trial.values[axis.key] for axis in view.sweep.axes), row.objective]
-        places = [scale.place(value) for scale, value in zip(scales, values, strict=True)]
-        marks.append(view.mark(row, list(enumerate(places))))
+        positions = [scale.position(value) for scale, value in zip(scales, values, strict=True)]
+        marks.append(view.mark(row, list(enumerate(positions))))
     titles = [*(axis.key for axis in view.sweep.axes), view.sweep.objective]
     return _section(
         "All settings together",
-        "A line for each trial, through its settings to its result.",
+        "One line per trial, through its settings and its objective.",
         f"<figure>{charts.parallel(marks, scales, titles=titles)}</figure>\n",
     )
 
@@ -192,11 +196,11 @@ def _parallel(view: Page) -> str:
 def _curves(view: Page) -> str:
     objective = view.sweep.objective
     lines = [
-        (row, [(record["epoch"], record[objective]) for record in row.records if objective in record])
+        (row, [(record["epoch"], value) for record in row.records if (value := number(record, objective)) is not None])
         for row in view.ranked
     ]
     points = [point for _, curve in lines for point in curve]
-    axes = along([0.0, *(x for x, _ in points)], margin=0.02), along([y for _, y in points])
+    axes = numeric_scale([0.0, *(x for x, _ in points)], margin=0.02), numeric_scale([y for _, y in points])
     marks = [view.mark(row, curve) for row, curve in lines]
     return _section(
         "Learning curves",
@@ -206,7 +210,7 @@ def _curves(view: Page) -> str:
 
 
 def _scores(view: Page) -> str:
-    """How well each label-free score would have ranked the combinations; nothing without labels."""
+    """How well label-free scores rank the combinations; empty without labels."""
     combinations = [one for one in view.sweep.combinations() if one.objective is not None]
     panels = ""
     for found in rankings(combinations):
@@ -214,16 +218,15 @@ def _scores(view: Page) -> str:
             continue
         points = [(one.figure(found.score) or 0.0, one.objective or 0.0) for one in combinations]
         marks = [view.mark(one.rows[0], [point]) for one, point in zip(combinations, points, strict=True)]
-        axes = along([x for x, _ in points]), along([y for _, y in points])
-        told = f"Spearman {found.spearman:+.2f}, Kendall {found.kendall:+.2f} over {found.combinations} combinations"
+        axes = numeric_scale([x for x, _ in points]), numeric_scale([y for _, y in points])
+        caption = f"Spearman {found.spearman:+.2f}, Kendall {found.kendall:+.2f} over {found.combinations} combinations"
         drawing = charts.dots(marks, [], axes=axes, titles=(found.score, found.accuracy))
-        panels += f"<figure>{drawing}<figcaption>{told}</figcaption></figure>\n"
+        panels += f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>\n"
     if not panels:
         return ""
     return _section(
-        "What scores without labels would have said",
-        "Rank correlation of each score with the accuracy, over combinations that ran to their end: +1 the same order, "
-        "0 none, -1 the reverse.",
+        "Label-free scores",
+        "Rank correlation of each score with the accuracy over finished combinations: +1 for equal order, -1 reversed.",
         f'<div class="panels">\n{panels}</div>\n',
     )
 
@@ -232,6 +235,6 @@ def _costs(view: Page) -> str:
     marks = [view.mark(row, [(row.worker_seconds, 0.0)]) for row in view.rows]
     return _section(
         "Cost",
-        "Seconds of every worker, added up, of each trial in the order they started.",
+        "Seconds times workers of each trial, in the order of the trials.",
         f"<figure>{charts.bars(marks, 'worker-seconds')}</figure>\n",
     )

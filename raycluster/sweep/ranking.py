@@ -1,4 +1,4 @@
-"""How well a score ranked the trials, compared with an accuracy."""
+"""Rank correlation of label-free scores with accuracies over the combinations of a sweep."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scipy.stats import kendalltau, spearmanr
 from raycluster.sweep.plan import Combination
 
 LABEL_FREE = ("intra_cluster_edges", "effective_rank", "nmi_previous", "loss_over_chance")
-FEWEST = 4  # combinations; fewer are ranked alike by chance too easily
+MIN_COMBINATIONS = 4  # fewer agree by chance too easily
 
 
 class Ranking(NamedTuple):
-    """Rank correlation of `score` with `accuracy` over so many combinations: 1 the same order, 0 none, -1 reversed."""
+    """Rank correlation of `score` with `accuracy` over `combinations` combinations: 1 equal order, -1 reversed."""
 
     score: str
     accuracy: str
@@ -24,9 +24,9 @@ class Ranking(NamedTuple):
 
 
 def rankings(combinations: Sequence[Combination]) -> list[Ranking]:
-    """One for every label-free score and accuracy that all combinations that ran to the end have; else none."""
+    """One per label-free score and accuracy that all finished combinations have; empty for too few of them."""
     finished = [one for one in combinations if one.objective is not None]
-    if len(finished) < FEWEST:
+    if len(finished) < MIN_COMBINATIONS:
         return []
     names = [name for name in finished[0].rows[0].records[-1] if name.endswith("_accuracy") and "_train_" not in name]
     found = []

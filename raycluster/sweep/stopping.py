@@ -1,4 +1,4 @@
-"""Early stopping: asynchronous successive halving, decided in the order of the trials instead of that of arrival."""
+"""Early stopping by asynchronous successive halving (ASHA), deterministic in the order of the trials."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 Curve = Sequence[tuple[float, float]]
-"""(epoch, objective), ascending in the epoch; more is better."""
+"""(epoch, objective) by ascending epoch; larger objectives are better."""
 
 
 def decide(
     curves: Sequence[Curve], over: Sequence[bool], *, rungs: Sequence[float], reduction: float
 ) -> list[int | None]:
-    """Per trial, at which point of its curve it is stopped; None while it may go on.
+    """Per trial, the index into its curve at which it is stopped; None if it is not.
 
-    At each rung (an epoch), a trial goes on if it is as good as the best 1 / reduction of those before it: ASHA's rule
-    (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020), as Ray Tune's `ASHAScheduler` has it,
-    except that "before" is the order of `curves`, not of arrival. A trial is judged once all before it have come to the
-    rung, were stopped, or are `over`; so no decision depends on who was faster, nor ever changes.
+    At each rung (an epoch), a trial continues if its objective is in the best 1 / reduction of the preceding trials:
+    the rule of ASHA (Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020) and of Ray Tune's
+    `ASHAScheduler`, except that trials precede each other in the order of `curves`, not of arrival. A trial is decided
+    once all preceding ones have reached the rung, were stopped, or are `over`; decisions are thus independent of
+    timing, and final.
     """
     stopped: list[int | None] = [None] * len(curves)
     for rung in rungs:

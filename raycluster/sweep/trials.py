@@ -1,8 +1,9 @@
-"""A trial: an ordinary run whose settings are those of the sweep, changed in the searched keys."""
+"""A trial: a run with the settings of the sweep, changed in the searched keys."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,31 +12,31 @@ from typing import Any
 import yaml
 
 from raycluster.config import dump, from_tree
-from raycluster.config.errors import format_value, plain
+from raycluster.config.errors import format_value, plain, report
 from raycluster.data.manifest import DataSettings
 from raycluster.io import storage
 from raycluster.run.directory import read_report, write_config
 from raycluster.run.state import Config
 from raycluster.seeding import generator
 from raycluster.sweep.config import SweepConfig
-from raycluster.sweep.space import Axis, Values, draw, grid, one_by_one, read_space, told
+from raycluster.sweep.space import SOURCE, Axis, Values, draw, grid, one_by_one, read_space
 from raycluster.types import UserError
 
 WITHOUT_EFFECT = {
     "run": "nothing in `run` changes a result; set it for all trials",
-    "evaluation": "it changes how trials are judged, not what they learn; set it for all trials",
-    "data.labels": "labels are used to judge trials only; set it for all trials",
-    "method.engine": "every engine finds the same clusters; leave it out",
+    "evaluation": "it changes how trials are evaluated, not what they learn; set it for all trials",
+    "data.labels": "labels are used for evaluation only; set it for all trials",
+    "method.engine": "all engines give the same clusters; leave it out",
     "seed": "set sweep.seeds to repeat every combination with other seeds",
-    "search": "it is no setting of a run",
-    "sweep": "it is no setting of a run",
+    "search": "it is not a setting of a run",
+    "sweep": "it is not a setting of a run",
 }
-ONLY_WHEN = ("reassign_every_epochs", "num_reassignments", "every", "max_per_epoch")  # settings of methods
+SCHEDULE_KEYS = ("reassign_every_epochs", "num_reassignments", "every", "max_per_epoch")  # of methods
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination under one seed. number: of the combination, from 0. values: what differs from other trials."""
+    """One combination with one seed. number: of the combination, from 0. values: {searched key: value}."""
 
     number: int
     values: Values
@@ -44,26 +45,31 @@ class Trial:
 
     @property
     def run_dir(self) -> str:
-        """Its run directory."""
+        """The run directory of the trial."""
         return self.config.run.dir
 
     @property
     def name(self) -> str:
-        """The name of its run directory."""
+        """The name of the run directory."""
         return storage.without_options(self.run_dir)[0].rpartition("/")[2]
 
 
 @dataclass
 class History:
-    """What is known of a trial so far. outcome: empty while it may go on, else `finished` or `failed` (and why)."""
+    """The progress of a trial.
+
+    records: by round. outcome: `finished`, `failed` (for a reason), or empty. skipped_lines: of metrics.jsonl that hold
+    no record of a round.
+    """
 
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
     outcome: str = ""
     reason: str = ""
+    skipped_lines: int = 0
 
 
 def make_trial(sweep: SweepConfig, number: int, values: Values, seed: int) -> Trial:
-    """The trial that tries `values`. Raises UserError if they are no valid settings of a run."""
+    """The trial of a combination. Raises UserError unless the values are valid settings of a run."""
     tree = plain(sweep.run_fields())
     for key, value in values.items():
         _set(tree, key.split("."), plain(value))
@@ -71,8 +77,8 @@ def make_trial(sweep: SweepConfig, number: int, values: Values, seed: int) -> Tr
     tree["run"]["dir"] = storage.join(sweep.run.dir, "trials", f"{number:03d}{repeated}")
     tree["seed"] = seed
     tree["evaluation"]["every_rounds"] = max(1, sweep.evaluation.every_rounds)
-    told_as = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
-    return Trial(number, values, seed, from_tree(Config, tree, source=told_as))
+    source = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
+    return Trial(number, values, seed, from_tree(Config, tree, source=source))
 
 
 def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -84,10 +90,10 @@ def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def check_space(sweep: SweepConfig) -> tuple[list[Axis], list[Values]]:
-    """The axes, and the combinations to try (none for bayesian, which finds them as it goes).
+    """The axes, and the combinations to try: none for bayesian, which proposes them later.
 
-    Raises UserError with everything that is wrong: keys that do not exist or have no effect, values that no run accepts
-    alone or together, combinations that mean the same.
+    Raises UserError with all errors: keys that do not exist or have no effect, values that are invalid alone or
+    together, values of equal effect.
     """
     axes = read_space(sweep.search, grid=sweep.sweep.strategy == "grid")
     useless = _without_effect(axes)
@@ -95,10 +101,10 @@ def check_space(sweep: SweepConfig) -> tuple[list[Axis], list[Values]]:
     config_errors = [*useless.values(), *_invalid(sweep, one_by_one(others))]
     if not config_errors:
         combinations = _planned(sweep, axes)
-        stop_requests = [{axis.key: axis.examples()[end] for axis in axes} for end in (0, -1)]
-        config_errors = _invalid(sweep, combinations or stop_requests) or _alike(sweep, axes)
+        extremes = [{axis.key: axis.examples()[end] for axis in axes} for end in (0, -1)]
+        config_errors = _invalid(sweep, combinations or extremes) or _redundant(sweep, axes)
     if config_errors:
-        raise UserError(told(config_errors))
+        raise UserError(report(SOURCE, config_errors))
     return axes, combinations
 
 
@@ -107,13 +113,13 @@ def _planned(sweep: SweepConfig, axes: Sequence[Axis]) -> list[Values]:
         found = grid(axes)
         if sweep.sweep.early_stopping == "none":
             return found
-        # In their own order, good ones might come last, and each go on for being better than those before it.
+        # A grid in order may improve from trial to trial, and ASHA would then stop none of them.
         return [found[index] for index in generator(sweep.seed, "order").permutation(len(found))]
     return draw(axes, sweep.sweep.trials or 0, sweep.seed) if sweep.sweep.strategy == "random" else []
 
 
 def _without_effect(axes: Iterable[Axis]) -> dict[str, str]:
-    """{key: why it is not worth searching}."""
+    """{key: why searching it is pointless}."""
     return {
         axis.key: f"search.{axis.key}: {reason}"
         for axis in axes
@@ -123,7 +129,7 @@ def _without_effect(axes: Iterable[Axis]) -> dict[str, str]:
 
 
 def _invalid(sweep: SweepConfig, combinations: Iterable[Values]) -> list[str]:
-    """What a run says to these settings, each complaint once."""
+    """The distinct errors of the combinations as settings of a run."""
     found: dict[str, None] = {}
     for values in combinations:
         try:
@@ -133,8 +139,8 @@ def _invalid(sweep: SweepConfig, combinations: Iterable[Values]) -> list[str]:
     return list(found)
 
 
-def _alike(sweep: SweepConfig, axes: Sequence[Axis]) -> list[str]:
-    """Values of one key that make the same run, the others being equal."""
+def _redundant(sweep: SweepConfig, axes: Sequence[Axis]) -> list[str]:
+    """Errors for values of one key that lead to the same run."""
     found = []
     first = {axis.key: axis.examples()[0] for axis in axes}
     for axis in axes:
@@ -142,29 +148,29 @@ def _alike(sweep: SweepConfig, axes: Sequence[Axis]) -> list[str]:
         for value in axis.examples():
             behaviour = _behaviour(make_trial(sweep, 0, {**first, axis.key: value}, sweep.seed).config)
             if behaviour in seen:
-                told_as = f"{format_value(seen[behaviour])} and {format_value(value)} have the same effect; drop one"
-                found.append(f"search.{axis.key}: {told_as}")
+                pair = f"{format_value(seen[behaviour])} and {format_value(value)}"
+                found.append(f"search.{axis.key}: {pair} have the same effect; remove one")
             seen[behaviour] = value
     return found
 
 
 def _behaviour(config: Config) -> str:
-    """What a run does, as text: of settings that only say when labels are reassigned, the epochs that come of them."""
+    """The settings of a run as text, with the epochs of reassignments in place of their schedule."""
     tree = plain(config)
-    for key in ONLY_WHEN:
+    for key in SCHEDULE_KEYS:
         tree["method"].pop(key, None)
     tree["method"]["reassigned at"] = config.method.reassignments(config.training.epochs, 1000)
     return repr(tree)
 
 
 def manifest_uri(sweep: SweepConfig, data: DataSettings) -> str:
-    """Where the images of `data` are listed for all trials that have them; those of evaluation.test_uri lie beside."""
+    """The manifest shared by all trials on `data`; that of evaluation.test_uri lies in the same folder."""
     digest = sha256(dump(data).encode()).hexdigest()[:8]
     return storage.join(sweep.run.dir, "data", digest, "manifest.parquet")
 
 
 def ensure_prepared(sweep: SweepConfig, trial: Trial) -> None:
-    """Make its run directory ready to start, with copies of the manifests of its data; one that is ready stays."""
+    """Create the run directory of a trial, with copies of the manifests of its data, unless it exists."""
     if storage.exists(storage.join(trial.run_dir, "config.yaml")):
         return
     folder = storage.parent(manifest_uri(sweep, trial.config.data))
@@ -175,15 +181,38 @@ def ensure_prepared(sweep: SweepConfig, trial: Trial) -> None:
 
 
 def read_history(trial: Trial) -> History:
-    """What its run directory tells."""
+    """The progress of a trial by its run directory. A failed trial may be tried again."""
     uri = storage.join(trial.run_dir, "metrics.jsonl")
-    lines = storage.read_bytes(uri).decode().splitlines() if storage.exists(uri) else []
-    outcome = "finished" if read_report(trial.run_dir) is not None else ""  # what failed may be tried again
-    return History({record["round"]: record for record in map(json.loads, lines)}, outcome)
+    text = storage.read_bytes(uri).decode(errors="replace") if storage.exists(uri) else ""
+    lines = [line for line in text.split("\n") if line.strip()]
+    records = [record for record in map(_record, lines) if record is not None]
+    return History(
+        {record["round"]: record for record in records},
+        "finished" if read_report(trial.run_dir) is not None else "",
+        skipped_lines=len(lines) - len(records),
+    )
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record of a round, None if the line holds none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("round")) is not int or number(record, "epoch") is None:
+        return None
+    return record
+
+
+def number(record: dict[str, Any], name: str) -> float | None:
+    """A finite number of a record, None if it is missing or anything else."""
+    value = record.get(name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return value if is_number else None
 
 
 def ready_to_run(trial: Trial, run_dir: str, head: str) -> str:
-    """The complete configuration of a trial as a YAML file that runs it again in `run_dir`."""
+    """The complete configuration of a trial as YAML, with another run directory. head: comment lines at the top."""
     tree = yaml.safe_load(dump(trial.config))
     tree["run"]["dir"] = run_dir
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)

@@ -28,7 +28,7 @@ class TrainingSettings:
     labels.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
     global_batch: Annotated[int, Field(ge=2)] = 256
     microbatch: Annotated[int, Field(ge=2)] = 32
     lr: Annotated[float, Field(gt=0)] = 0.05

@@ -1,4 +1,4 @@
-"""Sweeps small enough to read."""
+"""A small sweep."""
 
 from __future__ import annotations
 

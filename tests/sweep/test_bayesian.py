@@ -1,4 +1,4 @@
-"""Bayesian search learns from what was tried, and always the same."""
+"""Bayesian search improves on random search, deterministically."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def search(direction: str) -> list[tuple[Values, float | None]]:
     return tried
 
 
-def test_it_comes_nearer_than_chance_and_repeats_nothing() -> None:
+def test_proposals_beat_random_search_without_repetition() -> None:
     for direction in ("max", "min"):
         tried = [values for values, _ in search(direction)]
         late = sum(objective(values) for values in tried[20:]) / 20
-        by_chance = [objective(values) for values in draw(AXES, 200, seed=0)]
-        assert late > sum(by_chance) / 200 + 2, direction
+        at_random = [objective(values) for values in draw(AXES, 200, seed=0)]
+        assert late > sum(at_random) / 200 + 2, direction
         assert all(values not in tried[:index] for index, values in enumerate(tried))
         assert all(2 <= values["k"] <= 2000 and 0.001 <= values["lr"] <= 1 for values in tried)
 
 
-def test_proposals_follow_from_what_was_tried_and_the_seed() -> None:
+def test_proposals_are_deterministic() -> None:
     tried = search("max")[:16]
     assert propose(AXES, tried, 4, seed=1) == propose(AXES, tried, 4, seed=1) == [v for v, _ in search("max")[16:20]]
     assert propose(AXES, tried, 4, seed=2) != propose(AXES, tried, 4, seed=1)

@@ -1,4 +1,4 @@
-"""sweep.html in a real browser, light and dark: all is there, readable, alive, and comes from the page itself."""
+"""sweep.html in a browser, light and dark: complete, readable, interactive and self-contained."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def browser() -> Callable[..., str]:
     if path is None and os.environ.get("RAYCLUSTER_BROWSER") == "required":
         pytest.fail(f"no browser ({', '.join(NAMES)}), but RAYCLUSTER_BROWSER=required: apt-get install chromium")
     if path is None:
-        pytest.skip("no browser to look at the page with; apt-get install chromium")
+        pytest.skip("no browser; apt-get install chromium")
 
     def run(page: Path, *words: str) -> str:
         profile = page.parent / "profile"
@@ -98,7 +98,7 @@ def browser() -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, tiny_sweep: Callable[..., SweepConfig]) -> Path:
-    """Of a sweep with trials that finished, stopped early, failed and run."""
+    """The page of a sweep with finished, stopped, failed and running trials."""
     folder = tmp_path_factory.mktemp("a <sweep> & its page")
     config = tiny_sweep(folder, SEARCH, "training.epochs=9", "sweep.early_stopping=asha")
     sweep = open_sweep(config)
@@ -137,7 +137,7 @@ def record(trial: Trial, number: int) -> dict[str, Any]:
     }
 
 
-def test_it_needs_nothing_else(page: Path) -> None:
+def test_the_page_is_self_contained(page: Path) -> None:
     text = page.read_text()
     assert not re.search(r"https?:|src=|@import|url\(", text)
     assert len(text) < 300_000
@@ -145,7 +145,7 @@ def test_it_needs_nothing_else(page: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_looks_right(browser: Callable[..., str], page: Path, tmp_path: Path, scheme: str) -> None:
+def test_rendering(browser: Callable[..., str], page: Path, tmp_path: Path, scheme: str) -> None:
     examined = tmp_path / "examined.html"
     text = page.read_text().replace("<head>", f"<head>{LISTEN}")
     examined.write_text(text.replace("</body>", EXAMINE))
@@ -162,7 +162,7 @@ def test_it_looks_right(browser: Callable[..., str], page: Path, tmp_path: Path,
         "knn_accuracy by searched setting",
         "All settings together",
         "Learning curves",
-        "What scores without labels would have said",
+        "Label-free scores",
         "Cost",
     ]
     assert found["charts"] == 3 + 1 + 1 + 3 + 1
@@ -172,10 +172,10 @@ def test_it_looks_right(browser: Callable[..., str], page: Path, tmp_path: Path,
 
     ink, paper = (np.array([int(part) for part in re.findall(r"\d+", colour)]) for colour in found["colours"])
     assert abs(ink.mean() - paper.mean()) > 180
-    picture = tmp_path / f"{scheme}.png"
-    browser(page, option, f"--screenshot={picture}")
-    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    screenshot = tmp_path / f"{scheme}.png"
+    browser(page, option, f"--screenshot={screenshot}")
+    pixels = np.asarray(Image.open(screenshot).convert("RGB")).astype(int)
     assert (np.abs(pixels[5, 5] - paper) <= 2).all() and (paper.mean() < 60) == (scheme == "dark")
     best = (255, 146, 72) if scheme == "dark" else (217, 72, 15)
-    assert (np.abs(pixels - best).max(axis=2) <= 3).sum() > 500, "the best trial stands out"
-    assert (np.abs(pixels - paper).max(axis=2) > 40).mean() > 0.03, "there is something to see"
+    assert (np.abs(pixels - best).max(axis=2) <= 3).sum() > 500, "the best trial is highlighted"
+    assert (np.abs(pixels - paper).max(axis=2) > 40).mean() > 0.03, "the page is not blank"

@@ -1,7 +1,8 @@
-"""The course of a sweep, played through with made-up results: the table never depends on who was faster."""
+"""Scheduling of trials, simulated with synthetic results: the table is independent of timing."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.open import open_sweep
-from raycluster.sweep.outputs import as_json, summary
-from raycluster.sweep.plan import Sweep, twins
+from raycluster.sweep.outputs import as_json, summary, write_outputs
+from raycluster.sweep.plan import Sweep, identical_pairs
 from raycluster.sweep.ranking import rankings
-from raycluster.sweep.trials import Trial
+from raycluster.sweep.trials import Trial, ensure_prepared, make_trial
 from raycluster.types import UserError
 
 TinySweep = Callable[..., SweepConfig]
@@ -35,13 +36,13 @@ def record(trial: Trial, number: int) -> dict[str, float | str]:
     }
 
 
-def scenario(sweep: Sweep, seed: int, side_by_side: int = 3) -> list[str]:
+def simulate(sweep: Sweep, seed: int, concurrency: int = 3) -> list[str]:
     """Run trials in a random interleaving; the names of those that were started, in order."""
     rng = np.random.default_rng(seed)
     running: list[tuple[Trial, int]] = []
     started = []
     while True:
-        while len(running) < side_by_side and (trial := sweep.next()):
+        while len(running) < concurrency and (trial := sweep.next()):
             started.append(trial.name)
             running.append((trial, 0))
         if not running:
@@ -71,11 +72,11 @@ def without_seconds(table: dict) -> dict:
         ["sweep.strategy=bayesian", "sweep.trials=10", "sweep.early_stopping=asha", "sweep.seeds=2"],
     ],
 )
-def test_the_table_never_depends_on_who_was_faster(tiny_sweep: TinySweep, tmp_path: Path, overrides: list[str]) -> None:
+def test_the_table_is_independent_of_timing(tiny_sweep: TinySweep, tmp_path: Path, overrides: list[str]) -> None:
     tables = []
-    for seed, side_by_side in ((0, 1), (1, 4)):
+    for seed, concurrency in ((0, 1), (1, 4)):
         sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}", *overrides))
-        scenario(sweep, seed, side_by_side)
+        simulate(sweep, seed, concurrency)
         tables.append(without_seconds(as_json(sweep)))
         assert sweep.best() is not None and "best.yaml" in summary(sweep)
     assert tables[0] == tables[1]
@@ -88,7 +89,7 @@ def test_early_stopping_saves_work_and_keeps_the_best(tiny_sweep: TinySweep, tmp
         sweep = open_sweep(
             tiny_sweep(tmp_path / kind, SEARCH, f"training.epochs={EPOCHS}", f"sweep.early_stopping={kind}")
         )
-        scenario(sweep, 0)
+        simulate(sweep, 0)
         spent[kind] = sum(row.worker_seconds for row in sweep.rows())
         found = sweep.best()
         assert found is not None
@@ -97,9 +98,9 @@ def test_early_stopping_saves_work_and_keeps_the_best(tiny_sweep: TinySweep, tmp
     assert spent["asha"] <= 0.6 * spent["none"] and best["asha"] == best["none"] == {"method.num_clusters": 32}
 
 
-def test_the_median_of_the_seeds_counts(tiny_sweep: TinySweep, tmp_path: Path) -> None:
+def test_the_objective_is_the_median_over_seeds(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}", "sweep.seeds=3"))
-    scenario(sweep, 0)
+    simulate(sweep, 0)
     assert len(sweep.trials) == 27 and sweep.trials[1].name == "000-seed1"
     for one in sweep.combinations():
         assert one.objective == sorted(row.objective or 0 for row in one.rows)[1]
@@ -109,14 +110,14 @@ def test_with_early_stopping_only_survivors_are_repeated(tiny_sweep: TinySweep, 
     sweep = open_sweep(
         tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}", "sweep.seeds=3", "sweep.early_stopping=asha")
     )
-    scenario(sweep, 0)
+    simulate(sweep, 0)
     for one in sweep.combinations():
         statuses = [row.status for row in one.rows]
         assert statuses in (["stopped"], ["finished"] * 3)
         assert (one.objective is None) == (statuses == ["stopped"])
 
 
-def test_failed_trials_are_named_and_never_best(tiny_sweep: TinySweep, tmp_path: Path) -> None:
+def test_failed_trials_are_listed_and_never_best(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     sweep = open_sweep(tiny_sweep(tmp_path, "{method.num_clusters: [10, 20, 30]}"))
     for fails in (False, False, True):
         trial = sweep.next()
@@ -129,7 +130,7 @@ def test_failed_trials_are_named_and_never_best(tiny_sweep: TinySweep, tmp_path:
     assert as_json(sweep)["trials"][2]["reason"] == "training diverged"
 
 
-def test_an_objective_that_does_not_exist_is_refused_with_those_that_do(tiny_sweep: TinySweep, tmp_path: Path) -> None:
+def test_an_unknown_objective_is_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, "sweep.objective=acuracy"))
     trial = sweep.next()
     assert trial is not None
@@ -137,12 +138,43 @@ def test_an_objective_that_does_not_exist_is_refused_with_those_that_do(tiny_swe
         sweep.tell(trial.name, record(trial, 1))
 
 
-def test_the_rankings_and_the_twins(tiny_sweep: TinySweep, tmp_path: Path) -> None:
+def test_rankings_and_identical_pairs(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     sweep = open_sweep(tiny_sweep(tmp_path, SEARCH, f"training.epochs={EPOCHS}"))
-    scenario(sweep, 0)
+    simulate(sweep, 0)
     found = {one.score: one for one in rankings(sweep.combinations())}
     assert found["intra_cluster_edges"].spearman == pytest.approx(-1) == found["intra_cluster_edges"].kendall
     assert -0.5 < found["loss_over_chance"].spearman < 0.5 and "nmi_previous" not in found
-    assert [(one.trial.name, other.trial.name) for one, other in twins(sweep.rows())] == [
+    assert [(one.trial.name, other.trial.name) for one, other in identical_pairs(sweep.rows())] == [
         ("001", f"{number:03d}") for number in range(2, 9)
     ]
+
+
+def test_odd_metrics_are_missing_values(tiny_sweep: TinySweep, tmp_path: Path) -> None:
+    """NaN and text in metrics.jsonl are missing values; lines that are no records are skipped and counted."""
+    config = tiny_sweep(tmp_path, "{method.num_clusters: [10, 20, 30, 40, 50]}")
+    for trial in [make_trial(config, index, {"method.num_clusters": k}, 0) for index, k in enumerate([10, 20, 30])]:
+        ensure_prepared(config, trial)
+        lines = [json.dumps(record(trial, number)) for number in range(3)]
+        broken = record(trial, 3) | {"effective_rank": "high", "seconds_training": "long", "nmi_previous": [1]}
+        broken |= {"knn_accuracy": float("nan")} if trial.number == 0 else {}
+        foreign = ["{", "[1, 2]", "null", '{"round": "x"}', '{"round": 9, "epoch": NaN}', "[" * 100_000, "\x00"]
+        text = "\n".join([*lines, json.dumps(broken), *foreign])
+        Path(trial.run_dir, "metrics.jsonl").write_text(text)
+        Path(trial.run_dir, "report.json").write_text("{}")
+    sweep = open_sweep(config)
+    while trial := sweep.next():
+        sweep.tell(trial.name, record(trial, 0) | {"knn_accuracy": float("inf"), "intra_cluster_edges": None})
+        sweep.close(trial.name)
+    first, second, *_, last = sweep.rows()
+    assert first.objective is None and first.skipped_lines == 7 and first.worker_seconds == 3 * 2.0
+    assert second.objective == record(second.trial, 3)["knn_accuracy"]
+    assert last.objective is None
+    write_outputs(sweep)
+    page = (tmp_path / "sweep.html").read_text()
+    assert (
+        "Trial 000: skipped 7 lines of metrics.jsonl" in page
+        and "nan" not in page.split("</style>")[1].split("<script>")[0]
+    )
+    table = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)
+    assert table["trials"][0]["skipped_lines"] == 7 and table["trials"][0]["last_round"]["knn_accuracy"] is None
+    assert "best.yaml" in summary(sweep)

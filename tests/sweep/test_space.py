@@ -1,8 +1,9 @@
-"""Search spaces: what they mean, and every way to get one wrong."""
+"""Search spaces: values, combinations and errors."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ def test_a_grid_is_every_combination_the_last_key_varying_fastest() -> None:
     ("text", "values"),
     [
         ("{log_int: [1, 8], steps: 4}", (1, 2, 4, 8)),
-        ("{log_int: [1, 4], steps: 9}", (1, 2, 3, 4)),  # whole numbers that coincide count once
+        ("{log_int: [1, 4], steps: 9}", (1, 2, 3, 4)),  # equal integers count once
         ("{int: [2, 10], steps: 3}", (2, 6, 10)),
         ("{float: [0.0, 1.0], steps: 3}", (0.0, 0.5, 1.0)),
         ("{log_float: [0.001, 0.1], steps: 3}", (0.001, 0.01, 0.1)),
@@ -55,11 +56,11 @@ def test_draws_follow_from_the_seed_stay_inside_and_differ() -> None:
 
 
 def test_more_trials_than_combinations_are_refused() -> None:
-    with pytest.raises(UserError, match=r"hardly more than 4 combinations"):
+    with pytest.raises(UserError, match=r"about 4 combinations"):
         draw(space("{a: [1, 2], b: [1, 2]}"), 5, seed=0)
 
 
-def test_all_mistakes_come_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         space(
             "{a: [], b: [7], c: [1, 1], d: {log_int: [100, 10]}, e: {log_float: [0, 1]}, f: {logint: [1, 2]}, g: 5,"
@@ -67,8 +68,8 @@ def test_all_mistakes_come_at_once() -> None:
             grid=True,
         )
     text = str(caught.value)
-    assert "10 mistakes" in text
-    for told in (
+    assert "10 errors" in text
+    for expected in (
         "search.a: seen []; wanted at least two values",
         "search.b: seen [7]; wanted at least two values to choose from; set b itself",
         "search.c: seen [1, 1]; wanted each value once",
@@ -76,11 +77,34 @@ def test_all_mistakes_come_at_once() -> None:
         "search.e: seen [0, 1]; wanted low > 0 on a logarithmic scale; or use float",
         "did you mean log_int?",
         "search.g: seen 5; wanted a list",
-        "search.h: seen [1, 2.5]; wanted [low, high], two whole numbers",
+        "search.h: seen [1, 2.5]; wanted [low, high], two integers",
         "search.i.steps: seen 1",
-        "search.j: seen {int: [1, 9]}; wanted values that a grid can try; write {int: [1, 9], steps: 5}",
+        "search.j: seen {int: [1, 9]}; wanted a finite number of values; write {int: [1, 9], steps: 5}",
     ):
-        assert told in text, text
+        assert expected in text, text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{a: {float: [0.0, 1.0], steps: 100000000}}",
+            "search.a.steps: seen 100000000; wanted an integer from 2 to 1000",
+        ),
+        ("{a: {log_int: [1, 1000000000000], steps: 1001}}", "wanted an integer from 2 to 1000"),
+        ("{a: {float: [0.0, .inf]}}", "search.a: seen [0.0, .inf]; wanted finite bounds"),
+        (f"{{a: {list(range(1001))}}}", "search.a: seen 1001 values; wanted at most 1000"),
+    ],
+)
+def test_large_spaces_are_refused_quickly(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        space(text)
+
+
+def test_large_grids_are_refused_quickly() -> None:
+    axes = space(f"{{{', '.join(f'a{number}: {{float: [0, 1], steps: 1000}}' for number in range(9))}}}", grid=True)
+    with pytest.raises(UserError, match=rf"the grid has {10**27} combinations; wanted at most 10000"):
+        grid(axes)
 
 
 def test_nothing_to_search_is_refused() -> None:

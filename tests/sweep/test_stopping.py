@@ -1,4 +1,4 @@
-"""Early stopping: by hand, against Ray Tune's scheduler, and whoever is faster."""
+"""Early stopping: worked by hand, against Ray Tune's scheduler, and under any order of arrival."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ Curves = list[list[tuple[float, float]]]
 
 
 def test_by_hand() -> None:
-    """Rungs at epochs 1 and 2, one in two goes on. At 1: 3 < 5 stops; 6 >= median(5, 3) = 4; 5 >= median(5, 3, 6)."""
+    """Rungs at epochs 1 and 2, one in two continues. At 1: 3 < 5 stops; 6 >= median(5, 3) = 4; 5 >= median(5, 3, 6)."""
     curves: Curves = [[(1, 5), (2, 9), (3, 9)], [(1, 3), (2, 3)], [(1, 6), (2, 8), (3, 8)], [(1, 5), (2, 10), (3, 10)]]
     # At 2, among those that are left: 8 < 9 stops; 10 >= median(9, 8) = 8.5.
     assert decide(curves, [True] * 4, rungs=[1, 2], reduction=2.0) == [None, 0, 1, None]
 
 
-def test_who_is_not_there_yet_is_waited_for_by_those_after_it_only() -> None:
+def test_only_later_trials_wait_for_a_slow_one() -> None:
     curves: Curves = [[(1, 5)], [], [(1, 1)], [(1, 2)]]
     assert decide(curves, [False] * 4, rungs=[1], reduction=2.0) == [None, None, None, None]
     assert decide(curves, [False, True, False, False], rungs=[1], reduction=2.0) == [None, None, 0, 0]
 
 
-def test_a_round_longer_than_a_rung_is_judged_at_its_end() -> None:
+def test_a_round_longer_than_a_rung_is_compared_at_its_end() -> None:
     assert decide([[(1, 5)], [(3, 4), (6, 9)]], [True, True], rungs=[2], reduction=2.0) == [None, None]
     assert decide([[(2, 5)], [(3, 4), (6, 9)]], [True, True], rungs=[2], reduction=2.0) == [None, 0]
 
 
 def random_curves(seed: int) -> Curves:
     rng = np.random.default_rng(seed)
-    stop_requests = rng.random(12)
-    return [[(epoch, float(end + rng.normal() / epoch)) for epoch in range(1, 10)] for end in stop_requests]
+    limits = rng.random(12)
+    return [[(epoch, float(end + rng.normal() / epoch)) for epoch in range(1, 10)] for end in limits]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_decision_depends_on_who_is_faster_or_ever_changes(seed: int) -> None:
+def test_decisions_are_independent_of_timing_and_final(seed: int) -> None:
     curves = random_curves(seed)
     final = decide(curves, [True] * 12, rungs=[1, 3], reduction=3.0)
     assert any(place is not None for place in final) and any(place is None for place in final)
@@ -56,7 +56,7 @@ def test_no_decision_depends_on_who_is_faster_or_ever_changes(seed: int) -> None
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_trial_after_another_is_what_ray_tunes_scheduler_does(seed: int) -> None:
+def test_sequential_trials_agree_with_ray_tune(seed: int) -> None:
     from ray.tune.schedulers import ASHAScheduler
 
     curves = random_curves(seed)
@@ -67,7 +67,7 @@ def test_one_trial_after_another_is_what_ray_tunes_scheduler_does(seed: int) -> 
     for number, curve in enumerate(curves):
         trial = SimpleNamespace(trial_id=str(number))
         scheduler.on_trial_add(None, trial)
-        told = (scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score}) for epoch, score in curve)
-        stopped = next(place for place, action in enumerate(told) if action == scheduler.STOP)
+        actions = (scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score}) for epoch, score in curve)
+        stopped = next(place for place, action in enumerate(actions) if action == scheduler.STOP)
         theirs.append(None if stopped == len(curve) - 1 else stopped)  # at max_t it ends every trial
     assert decide(curves, [True] * 12, rungs=[1, 3], reduction=3.0) == theirs

@@ -1,4 +1,4 @@
-"""Trials are ordinary runs, and search spaces that cannot work are refused before any of them starts."""
+"""Trials are runs of their own, and invalid search spaces are refused before any trial starts."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def test_bad_spaces_are_refused_all_at_once(tiny_sweep: TinySweep, tmp_path: Pat
             " evaluation.layer: [conv1, conv2], seed: [1, 2], method.engine: [torch, int8], training.lr: [high, 0.1]}",
         )
     )
-    for told in (
+    for expected in (
         "method.num_heads: seen 1; wanted one of the settings",
         "metod: ",
         "did you mean method?",
         "method.pca_dim: seen 0; wanted greater than or equal to 1",
         "method.pca_dim: seen -1",
         "search.run.workers: nothing in `run` changes a result",
-        "search.evaluation.layer: it changes how trials are judged",
+        "search.evaluation.layer: it changes how trials are evaluated",
         "search.seed: set sweep.seeds",
-        "search.method.engine: every engine finds the same",
+        "search.method.engine: all engines give the same",
         "training.lr: seen high; wanted a number",
     ):
-        assert told in text, text
+        assert expected in text, text
 
 
 def test_values_that_cannot_be_together_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_values_that_cannot_be_together_are_refused(tiny_sweep: TinySweep, tmp_p
 
 def test_values_of_the_same_effect_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
     text = config_errors(tiny_sweep(tmp_path, "{method.reassign_every_epochs: [1, 2, 10]}"))  # of 2 epochs
-    assert "search.method.reassign_every_epochs: 2 and 10 have the same effect; drop one" in text
+    assert "search.method.reassign_every_epochs: 2 and 10 have the same effect; remove one" in text
 
 
 def test_values_that_the_data_or_the_network_cannot_serve_are_refused(tiny_sweep: TinySweep, tmp_path: Path) -> None:
