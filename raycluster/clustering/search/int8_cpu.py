@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.clustering.search.bounds import INFLATE, ROUNDING, rounding_error
+
 PORTABLE, AVX2, AVX512 = 0, 1, 2
 SUPPORT_NAMES = {PORTABLE: "portable", AVX2: "AVX2", AVX512: "AVX-512 VNNI"}
 # AVX2 adds up two products in 16 bits, which 7-bit centroids never overflow.
 _LEVELS = {PORTABLE: 127, AVX2: 63, AVX512: 127}
 _PANEL = 64
-_LARGEST_DIM = 1 << 15
-_REACH = (2.0**-40, 2.0**40)
 _SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
+_FLAGS += [f"-DINFLATE={INFLATE}f", f"-DROUNDING={ROUNDING.hex()}f"]
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,9 @@ def pack(
     offsets: NDArray[np.float32],
     max_norm: float,
     instructions: int,
-) -> PackedCentroids | None:
-    """Make centroids ready (see `nearest.PreparedCentroids`); None if they are outside of what the error bounds cover."""
+) -> PackedCentroids:
+    """Make centroids ready that the error bounds cover, see `centroids.PreparedCentroids`."""
     num_centroids, dim = exact.shape
-    if dim > _LARGEST_DIM or not _REACH[0] < max_norm < _REACH[1]:
-        return None
     padded = -(-num_centroids // _PANEL) * _PANEL
     packed = np.empty((padded, -(-dim // 4) * 4), np.uint8)
     tables = np.empty((4, padded), np.float32)
@@ -100,8 +99,7 @@ def pack(
     if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
         raise MemoryError("no memory left for packing centroids")
     arrays = (exact, centre, offsets, packed, *tables)
-    error_bound = 2.04 * (dim + 8) * 2.0**-24
-    structure = _Target(*sizes, *[_at(array) for array in arrays], max_norm, error_bound)
+    structure = _Target(*sizes, *[_at(array) for array in arrays], max_norm, rounding_error(dim))
     return PackedCentroids(structure, arrays, instructions)
 
 
