@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -60,18 +61,25 @@ def library() -> ctypes.CDLL | None:
 
 def load(source: Path, without: str) -> ctypes.CDLL | None:
     """The library made of a C file, compiled when first needed; None where it cannot be, and the log says `without`."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
     try:
-        name = sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
-        path = _cache() / f"{source.stem}-{name}.so"
-        if not path.exists():
-            if compiler is None:
-                raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
-            _compile(compiler, path, source)
-        return ctypes.CDLL(str(path))
+        name = f"{source.stem}-{sha256(source.read_bytes() + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
+        folder = _cache()
+        if folder:
+            return _load_from(folder / name, source)
+        with tempfile.TemporaryDirectory(prefix="raycluster-") as private:  # a loaded library needs its file no longer
+            return _load_from(Path(private) / name, source)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s: %s", without, error)
         return None
+
+
+def _load_from(path: Path, source: Path) -> ctypes.CDLL:
+    if not path.exists() or not _is_private(path):
+        compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
+        if compiler is None:
+            raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
+        _compile(compiler, path, source)
+    return ctypes.CDLL(str(path))
 
 
 @lru_cache(maxsize=1)
@@ -165,17 +173,26 @@ def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     return kernel
 
 
-def _cache() -> Path:
-    """A folder that is the user's own; nobody else may put a library there."""
+def _cache() -> Path | None:
+    """The folder that keeps libraries; None if it cannot be written, or if other users could put a library there."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(base) / "raycluster"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
+        private, writable = _is_private(folder), os.access(folder, os.W_OK)
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="raycluster-"))
+        return None
+    if not private:
+        log.warning(
+            "%s can be written by other users: kernels are compiled anew in every process; chmod 700 it", folder
+        )
+    return folder if private and writable else None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether this user owns a file or folder and nobody else may write to it."""
+    info = path.stat()
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _compile(compiler: str, path: Path, source: Path = _SOURCE) -> None:
@@ -186,6 +203,7 @@ def _compile(compiler: str, path: Path, source: Path = _SOURCE) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:300]}")
+        temporary.chmod(0o700)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -106,7 +106,9 @@ def _candidates(held: _Held, rows: torch.Tensor, quantized: QuantizedRows, prepa
     known = groups == likely[places]
     scores = first[places]
     scores[~known] = _scores(rows, places[~known], groups[~known], held)
-    best = torch.full_like(error_bound, -torch.inf).scatter_reduce_(0, places, scores.amax(dim=1), "amax")
+    # Not scatter_reduce_, which CUDA refuses where deterministic algorithms are asked for.
+    tops.fill_(-torch.inf)[places, groups] = scores.amax(dim=1)
+    best = tops.amax(dim=1)
     which, member = torch.nonzero(scores >= (best - error_bound)[places, None], as_tuple=True)
     return Pairs(places[which], groups[which] * GROUP + member)
 
