@@ -1,4 +1,4 @@
-"""Clustering of any embeddings: k-means, balanced assignment, whitening, hierarchical k-means, neighbour graphs."""
+"""Public functions on any embeddings: k-means, balanced assignment, whitening, hierarchical k-means, neighbours."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.search.assign import Engine
 from raycluster.clustering.sinkhorn import api as balanced
 from raycluster.clustering.sinkhorn.api import Rounding, Sinkhorn
-from raycluster.features.arrays import as_features
-from raycluster.types import Features
+from raycluster.features.arrays import as_array, as_features
+from raycluster.types import Features, UserError
 
 
 def kmeans(
@@ -37,30 +37,29 @@ def kmeans(
     column: str | None = None,
     report: Callable[[LloydProgress], None] | None = None,
 ) -> KMeans:
-    """Exact k-means of N rows into K clusters; bitwise identical for any blocks, threads, engine or machines.
+    """Cluster N rows into K clusters by exact k-means; bitwise identical for any blocks, threads, engine or machines.
 
     x: (N, D) numpy array or torch tensor; path or URI of .npy or Parquet files; a Ray Dataset, which is clustered by a
-    pool of actors; or Features. column: of Parquet files and datasets, the one that holds the rows.
-    init: `random` distinct rows, `k-means++` (scalable, Bahmani et al. 2012), (K, D) centroids, or (N,) labels of an
-    earlier clustering, < 0 for none. Iterations are Lloyd's with guarded heavy-ball momentum, which needs about half as
-    many for the same inertia; plain=True is textbook Lloyd. They stop at a fixed point. spherical: normalise rows and
-    centroids, so that the nearest is the most similar (Dhillon and Modha 2001). engine: `int8` (compiled kernel),
-    `torch` or `faiss`, with identical results; `auto` takes the fastest. report: called with the `LloydProgress` after
-    each iteration.
+    pool of actors on the Ray cluster; or Features. Computed in float32. column: of Parquet files and datasets, the one
+    that holds the rows. init: `random` distinct rows; `k-means++`, in its scalable form (Bahmani et al. 2012,
+    algorithm 2); (K, D) centroids; (N,) labels of an earlier clustering, < 0 for none; or the `LloydState` to resume
+    from. iterations: at most; fewer at a fixed point. Steps are Lloyd's (1982) with guarded heavy-ball momentum (Polyak
+    1964), which needs about half as many for the same inertia; plain: without momentum. spherical: rows and centroids
+    are divided by their norm, so that the nearest is the most similar (Dhillon and Modha 2001). engine: `int8`
+    (compiled kernel), `torch` or `faiss`; `auto` takes the fastest available. report: called after each step.
 
-    Returns centroids (K, D) float32, labels (N,), inertia (before each iteration and at the end, in squared units of
-    x), sizes (K,), all positive, num_repaired; with methods `predict` and `save`. Raises UserError naming rows that are
-    NaN or infinite, or if there are fewer than K distinct rows.
+    Returns a `KMeans`. Raises UserError if rows are NaN or infinite (their ids are listed), fewer than K or fewer than
+    K distinct ones, or an argument does not fit.
     """
-    start: Init | LloydState = init.detach().cpu().numpy() if hasattr(init, "detach") else init
+    start: Init | LloydState = as_array(init, "init") if hasattr(init, "detach") else init
     with _opened(x, column) as features:
         return lloyd.kmeans(
             features,
-            num_clusters,
-            iterations=iterations,
+            _whole("num_clusters", num_clusters),
+            iterations=_whole("iterations", iterations),
             init=start,
             spherical=spherical,
-            seed=seed,
+            seed=_whole("seed", seed),
             engine=engine,
             plain=plain,
             report=report,
@@ -78,15 +77,16 @@ def sinkhorn(
     rounding: Rounding = "argmax",
     column: str | None = None,
 ) -> Sinkhorn:
-    """Assign N rows of K log-probabilities to clusters of the shares `prior` at minimum cost, by Sinkhorn iterations.
+    """Assign N rows to K clusters with the shares `prior` at the least cost (Asano et al., ICLR 2020, section 3.2).
 
-    log_probs: (N, K) in any of the forms of x in `kmeans`; logits give the same plan. sharpness: the lambda of
-    Asano et al. (ICLR 2020), the inverse of the entropy's weight. prior: (K,) shares, None for equal ones. tolerance:
-    of the largest relative deviation of a cluster's share of the plan. start: `scalings[0]` of an earlier result.
-    rounding: `argmax` of the plan, or `exact` sizes, those of N * prior rounded by largest remainders.
+    log_probs: (N, K) log-probabilities, in any of the forms of x in `kmeans`; logits give the same plan. sharpness:
+    lambda of the paper, the inverse weight of the entropy. prior: (K,) shares, None for equal ones. tolerance: of the
+    largest relative deviation of a cluster's share of the plan. start: `scalings[0]` of an earlier result. rounding:
+    `argmax` of the plan, or `exact` sizes, those of N * prior rounded by largest remainders. The argmax of rows with
+    equal log-probabilities is one cluster, however balanced the plan; a UserWarning then advises `exact`.
 
-    Returns labels (1, N), sizes, scalings, marginal_errors, iterations, converged, costs and rounding_costs, each for a
-    single head. Raises UserError naming rows that are NaN or infinite, or an invalid argument.
+    Returns a `Sinkhorn` of one head. Raises UserError if rows are NaN or infinite (their ids are listed) or an argument
+    does not fit.
     """
     with _opened(log_probs, column) as features:
         return balanced.sinkhorn(
@@ -94,7 +94,7 @@ def sinkhorn(
             sharpness=sharpness,
             priors=[prior],
             tolerance=tolerance,
-            max_iterations=max_iterations,
+            max_iterations=_whole("max_iterations", max_iterations),
             start=None if start is None else [start],
             rounding=rounding,
         )
@@ -103,11 +103,11 @@ def sinkhorn(
 def whiten(x: Any, dim: int, *, column: str | None = None) -> Any:
     """PCA-whiten rows to `dim` columns and divide each by its norm (Caron et al. 2018, section 3.3).
 
-    x: as in `kmeans`. Returns (N, dim) float32 in the order of x, and Features for Features. Raises UserError if dim is
-    larger than the number of rows or columns, or values are not finite.
+    x: as in `kmeans`. Returns (N, dim) float32 in the order of x, or Features if x is Features. Raises UserError if dim
+    is larger than the number of rows or columns, or values are NaN or infinite.
     """
     with _opened(x, column) as features:
-        whitened = whitening.whiten(features, dim)
+        whitened = whitening.whiten(features, _whole("dim", dim))
         return whitened if features is x else whitened.rows(np.arange(whitened.num_rows))
 
 
@@ -121,37 +121,56 @@ def kmeans_tree(
     engine: Engine = "auto",
     column: str | None = None,
 ) -> Tree:
-    """Hierarchical k-means: sizes[0] clusters, split into sizes[1] in total, and so on (Caron et al. 2019, section 3.2).
+    """Cluster into sizes[0] clusters, split these into sizes[1] in all, and so on (Caron et al. 2019, section 3.2).
 
-    x: as in `kmeans`. sizes: increasing. Each cluster gets a share of the next level's clusters proportional to its
-    rows, at least one and at most its number of distinct rows. Returns labels and centroids of each level, and parents.
+    x, iterations, spherical, seed, engine: as in `kmeans`. sizes: not decreasing. The clusters of the next level are
+    allotted in proportion to rows, at least one to each cluster and at most as many as it has distinct rows.
+
+    Returns a `Tree`. Raises UserError as `kmeans`, and for sizes that decrease.
     """
-    options = {"iterations": iterations, "spherical": spherical, "engine": engine}
+    options = {"iterations": _whole("iterations", iterations), "spherical": spherical, "engine": engine}
+    if not np.iterable(sizes):
+        raise UserError(f"sizes must list the number of clusters of each level, such as [10, 1000]; seen {sizes!r}")
+    whole_sizes = [_whole("sizes", size) for size in sizes]
     with _opened(x, column) as features:
-        return fit_tree(features, sizes, seed=seed, options=options)
+        return fit_tree(features, whole_sizes, seed=_whole("seed", seed), options=options)
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Neighbours of each row by ascending distance. indices: (N, k) int64. distances: (N, k) float32, squared."""
+    """The k nearest neighbours of N rows, nearest first.
+
+    indices: (N, k) int64 row numbers. distances: (N, k) float32, squared Euclidean, in squared units of x.
+    """
 
     indices: NDArray[np.int64]
     distances: NDArray[np.float32]
 
 
 def knn(x: Any, k: int, *, column: str | None = None) -> Graph:
-    """The exact k nearest neighbours of every row, without itself; ties go to the lowest index.
+    """The k nearest other rows of every row, exactly; of equal distances the lowest row. No row is its own neighbour.
 
-    x: as in `kmeans`. Raises UserError unless 1 <= k < N.
+    x: as in `kmeans`. Returns a `Graph`. Raises UserError unless 1 <= k < N, or if values are NaN or infinite.
     """
     with _opened(x, column) as features:
-        return Graph(*knn_graph.neighbours(features, k))
+        return Graph(*knn_graph.neighbours(features, _whole("k", k)))
 
 
 @contextmanager
 def _opened(x: Any, column: str | None) -> Iterator[Features]:
-    if type(x).__module__.partition(".")[0] == "ray":  # imported here: other inputs need no Ray
+    if type(x).__module__.partition(".")[0] == "ray":  # imported by name: other inputs do not need Ray
         with import_module("raycluster.distributed.features.dataset").pooled(x, column) as features:
             yield features
     else:
         yield as_features(x, column=column)
+
+
+def _whole(name: str, value: Any) -> int:
+    """An integer, also of 5.0 or a scalar tensor. Raises UserError for any other value."""
+    try:
+        whole = int(value)
+        if whole == value:
+            return whole
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{name} must be an integer; seen {value!r}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 import torch
 
 import raycluster
@@ -127,3 +129,109 @@ def test_the_job_writes_labels_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert found.centroids.tobytes() == wanted.centroids.tobytes() and found.inertia == wanted.inertia
     with pytest.raises(UserError, match="other settings"):
         cluster(config("broken", num_clusters=41))
+
+
+def test_integers_may_be_written_as_floats_and_nothing_else() -> None:
+    rows = _rows(60)
+    assert np.array_equal(
+        raycluster.kmeans(rows, 5.0, iterations=np.int64(3)).labels, raycluster.kmeans(rows, 5, iterations=3).labels
+    )  # type: ignore[arg-type]
+    for value in (2.5, "5", None, float("nan"), float("inf"), [5, 6]):
+        with pytest.raises(UserError, match="num_clusters must be an integer; seen"):
+            raycluster.kmeans(rows, value)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="dim must be an integer"):
+            raycluster.whiten(rows, value)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="k must be an integer"):
+            raycluster.knn(rows, value)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="sizes must list"):
+        raycluster.kmeans_tree(rows, 5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"sizes must be an integer; seen 7\.5"):
+        raycluster.kmeans_tree(rows, [2, 7.5])  # type: ignore[list-item]
+
+
+def test_unknown_choices_list_the_known_ones() -> None:
+    rows = _rows(60)
+    for call in (
+        lambda: raycluster.kmeans(rows, 3, engine="cuda"),
+        lambda: raycluster.kmeans(rows, 3).predict(rows, engine="cuda"),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="engine must be one of auto, int8, torch, faiss; seen 'cuda'"):
+            call()
+    with pytest.raises(UserError, match=r"init must be 'random', 'k-means\+\+'.*seen 'kmeans'"):
+        raycluster.kmeans(rows, 3, init="kmeans")
+    with pytest.raises(UserError, match="init must be 'random'.*seen object"):
+        raycluster.kmeans(rows, 3, init=None)
+    with pytest.raises(UserError, match="rounding must be one of argmax, exact; seen 'floor'"):
+        raycluster.sinkhorn(rows, rounding="floor")  # type: ignore[arg-type]
+
+
+def test_bfloat16_tensors_are_rows() -> None:
+    rows = torch.from_numpy(_rows()).bfloat16()
+    found, wanted = raycluster.kmeans(rows, 8), raycluster.kmeans(rows.float(), 8)
+    assert np.array_equal(found.labels, wanted.labels) and np.array_equal(found.predict(rows), wanted.labels)
+    assert raycluster.kmeans(rows, 8, init=rows[:8]).labels.shape == (400,)
+
+
+def test_sparse_masked_and_ragged_rows_are_refused() -> None:
+    rows = _rows(20)
+    masked = np.ma.masked_array(rows, rows > 3)
+    for x, message in (
+        (torch.from_numpy(rows).to_sparse(), r"Pass x\.to_dense\(\)"),
+        (scipy.sparse.csr_matrix(rows), r"csr_matrix of shape \(20, 6\). Pass x\.toarray\(\)"),
+        (masked, f"seen {(rows > 3).sum()} masked values"),
+        ([[1.0, 2.0], [3.0]], "rows of one length; seen list"),
+    ):
+        with pytest.raises(UserError, match=message):
+            raycluster.kmeans(x, 2)
+        with pytest.raises(UserError, match=message):
+            raycluster.kmeans(rows, 2).predict(x)
+    assert raycluster.kmeans(np.ma.masked_array(rows), 2).labels.shape == (20,)
+
+
+def test_parquet_columns_of_large_and_fixed_size_lists(tmp_path: Path) -> None:
+    rows = _rows()
+    wanted = raycluster.kmeans(rows, 8).labels
+    for kind in (pa.large_list(pa.float32()), pa.list_(pa.float32(), 6), pa.large_list(pa.float64())):
+        table = pa.table({"id": range(400), "embedding": pa.array(list(rows), kind)})
+        pq.write_table(table, tmp_path / "rows.parquet", row_group_size=90)
+        assert np.array_equal(raycluster.kmeans(tmp_path / "rows.parquet", 8).labels, wanted)
+    with pytest.raises(UserError, match="each row must be a list of numbers; seen int64"):
+        raycluster.kmeans(tmp_path / "rows.parquet", 8, column="id")
+
+
+def test_rows_that_only_float64_tells_apart_are_named() -> None:
+    rows = np.random.default_rng(0).random((100, 2))
+    with pytest.raises(UserError, match="rows that differ are equal in float32.*Subtract their mean first"):
+        raycluster.kmeans(rows + 1e8, 20)
+    with pytest.raises(UserError, match="Subtract their mean first"):
+        raycluster.kmeans_tree(rows + 1e8, [1, 20])
+    assert raycluster.kmeans(rows + 1e8 - (rows + 1e8).mean(axis=0), 20).sizes.min() >= 1
+    with pytest.raises(UserError, match="only 1 distinct rows.*remove duplicates") as caught:
+        raycluster.kmeans(np.ones((100, 2)), 20)
+    assert "image" not in str(caught.value)
+
+
+def test_messages_for_embeddings_do_not_speak_of_images() -> None:
+    rows = _rows(20)
+    broken = np.where(np.arange(20)[:, None] == 3, 1e300, rows.astype(np.float64))
+    calls = (
+        lambda: raycluster.kmeans(rows, 21),
+        lambda: raycluster.whiten(rows, 7),
+        lambda: raycluster.kmeans(broken, 2),
+        lambda: raycluster.knn(rows, 20),
+    )
+    for call in calls:
+        with pytest.raises(UserError) as caught:
+            call()
+        assert "image" not in str(caught.value)
+
+
+def test_rows_that_argmax_cannot_divide_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r'45 of 50 rows .*rounding="exact"'):
+        found = raycluster.sinkhorn(np.zeros((50, 10)))
+    assert found.converged == [True] and found.sizes[0].max() == 50
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert raycluster.sinkhorn(np.zeros((50, 10)), rounding="exact").sizes[0].tolist() == [5] * 10
+        raycluster.sinkhorn(np.random.default_rng(0).standard_normal((500, 10)))
+        raycluster.sinkhorn(np.random.default_rng(0).standard_normal((5, 40)))

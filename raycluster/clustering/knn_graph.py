@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.search.centroids import PreparedCentroids, prepare
-from raycluster.clustering.search.rerank import pair_distances, product_error
+from raycluster.clustering.search.rerank import pair_distances
 from raycluster.features.matrix import device, feature_stats
 from raycluster.types import Block, Features, UserError
 
@@ -69,11 +69,7 @@ def _search_tile(
     scores = torch.addmm(prepared.offsets.to(where), rows, prepared.centred.to(where).T)
     most = min(width + 1 + _SPARE, len(part))
     best, columns = scores.topk(most, dim=1)
-    norm = torch.linalg.vector_norm(rows, dim=1)
-    error = (
-        product_error(values.shape[1]) * prepared.max_norm * (norm + prepared.max_norm / 2)
-        + values.shape[1] * 2.0**-125
-    )
+    error = prepared.score_error(torch.linalg.vector_norm(rows, dim=1))
     # One more than asked for, because one of them may be the row itself.
     floor = best[:, min(width, most - 1)] - error
     hidden = (~(best[:, -1] < floor)).cpu().numpy() if most < len(part) else np.zeros(len(values), bool)

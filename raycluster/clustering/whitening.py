@@ -48,7 +48,7 @@ def fit_whitening(features: Features, dim: int) -> Whitening:
     if not 1 <= dim <= min(features.dim, size.num_rows):
         raise UserError(
             f"cannot whiten {size.num_rows} rows of {features.dim} columns to {dim}: the whitened width must be at "
-            f"least 1 and at most either; choose another width, or add images"
+            f"least 1 and at most either; choose another width, or add rows"
         )
     mean, covariance, step = _covariance(features, size)
     return Whitening(mean, _projection(covariance, dim), step)

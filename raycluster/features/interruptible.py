@@ -1,4 +1,4 @@
-"""A feature matrix whose operations end early when the run is asked to stop."""
+"""A feature matrix whose operations raise when the run is asked to stop."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ T = TypeVar("T")
 
 
 class Interruptible:
-    """Features whose operations raise Stopped once somebody asked to stop: between two iterations of any algorithm."""
+    """Features whose operations raise RunStopped once `stopping()` is true: an algorithm ends between two passes."""
 
     def __init__(self, features: Features, stopping: Callable[[], bool]) -> None:
         self._features, self._stopping = features, stopping
         self.num_rows, self.dim, self.memory_budget = features.num_rows, features.dim, features.memory_budget
 
     def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = add) -> T:
-        return self._unstopped().fold(function, *args, combine=combine)
+        return self._checked().fold(function, *args, combine=combine)
 
     def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> Features:
-        return Interruptible(self._unstopped().map(function, *args), self._stopping)
+        return Interruptible(self._checked().map(function, *args), self._stopping)
 
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
-        return self._unstopped().collect(function, *args)
+        return self._checked().collect(function, *args)
 
     def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-        return self._unstopped().map_jobs(function, jobs)
+        return self._checked().map_jobs(function, jobs)
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._unstopped().rows(samples)
+        return self._checked().rows(samples)
 
-    def _unstopped(self) -> Features:
+    def _checked(self) -> Features:
         if self._stopping():
-            raise RunStopped("stopped while clustering; the same command resumes from the last checkpoint")
+            raise RunStopped("stopped while clustering; the same command resumes from the latest checkpoint")
         return self._features

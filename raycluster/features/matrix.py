@@ -1,4 +1,4 @@
-"""The N x D feature matrix, wherever its blocks lie: algorithms only fold, map and collect over it."""
+"""The N x D feature matrix in blocks of rows: algorithms only fold, map and collect over it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, reduce
+from hashlib import blake2b
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,23 +18,23 @@ from raycluster.types import Block, Features, UserError
 
 T = TypeVar("T")
 
-_CHUNK_ROWS = {"cpu": 2048, "cuda": 1 << 16}  # so many that starting kernels on a GPU takes little of the time
-# Threads that share one total: combining is short beside computing, and totals may be large.
+_CHUNK_ROWS = {"cpu": 2048, "cuda": 1 << 16}  # large enough to amortise kernel launches on a GPU
+# Threads that share one total: combining is cheap, and totals may be large.
 _THREADS_PER_TOTAL = 4
 _NUM_EXAMPLES = 5
 _MIN_MEMORY_BUDGET = 2 * 2**20
 
 
 def add(left: Any, right: Any) -> Any:
-    """The usual ``combine``: tuples of numbers or arrays, added element by element."""
+    """The default ``combine``: tuples of numbers or arrays, added element by element."""
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
 class LocalFeatures:
-    """Features whose blocks lie in this process; as many threads as torch has share the blocks out.
+    """Features whose blocks are in this process; operations run on as many threads as torch has.
 
-    Blocks may hold any real numbers; they become floats where they are used, so memory stays what it was. Raises
-    UserError if there are no rows, if blocks disagree about D, or if a sample id occurs twice.
+    Blocks may hold any real numbers; values other than float16 and float32 are converted to float32 in each operation,
+    so no second copy is kept. Raises UserError if there are no rows, widths differ, or a sample id occurs twice.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
@@ -53,7 +54,7 @@ class LocalFeatures:
             raise UserError(f"sample ids must occur once; {repeated[0]} occurs again: one shard was given twice?")
 
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
-        """All sample ids, ascending, and the rows they belong to, None if they are in order. Not worth its memory."""
+        """All sample ids, ascending, and the rows they belong to, None if they are in order. Not kept, to save memory."""
         samples = np.concatenate([block.samples for block in self._blocks])
         if not (samples[1:] < samples[:-1]).any():
             return samples, None
@@ -87,18 +88,23 @@ class LocalFeatures:
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Features.rows`. Raises UserError for an unknown sample id."""
         known, order = self._index()
-        place = np.searchsorted(known, samples).clip(max=self.num_rows - 1)
-        unknown = np.asarray(samples)[known[place] != samples]
+        position = np.searchsorted(known, samples).clip(max=self.num_rows - 1)
+        unknown = np.asarray(samples)[known[position] != samples]
         if len(unknown):
             raise UserError(f"no features of sample {unknown[0]} ({len(unknown)} such samples): were they extracted?")
         starts = np.cumsum([0] + [len(block.samples) for block in self._blocks])
-        where = place if order is None else order[place]
-        result = np.empty((len(where), self.dim), np.float32)
+        rows = position if order is None else order[position]
+        result = np.empty((len(rows), self.dim), np.float32)
         for index, block in enumerate(self._blocks):
-            mine = np.flatnonzero((where >= starts[index]) & (where < starts[index + 1]))
-            for part in np.array_split(mine, -(-len(mine) // _CHUNK_ROWS["cpu"]) or 1):
-                result[part] = _floats(Block(block.samples, block.values[where[part] - starts[index]])).values
+            inside = np.flatnonzero((rows >= starts[index]) & (rows < starts[index + 1]))
+            for part in np.array_split(inside, -(-len(inside) // _CHUNK_ROWS["cpu"]) or 1):
+                result[part] = _floats(Block(block.samples, block.values[rows[part] - starts[index]])).values
         return result
+
+    def merged_in_float32(self) -> bool:
+        """Whether rows that differ become equal as float32. Digests every row of a type that float32 cannot hold."""
+        wide = [block.values for block in self._blocks if not np.can_cast(block.values.dtype, np.float32)]
+        return len(_distinct(wide)) > len(_distinct([values.astype(np.float32) for values in wide]))
 
 
 class FeatureStats(NamedTuple):
@@ -110,12 +116,13 @@ class FeatureStats(NamedTuple):
 
 
 def feature_stats(features: Features) -> FeatureStats:
-    """Measure features in one pass; UserError naming sample ids if a value is NaN or infinite."""
-    num_rows, low, high, num_broken, examples = features.fold(_survey, combine=_join_surveys)
+    """Measure features in one pass. Raises UserError naming sample ids if a value is NaN or infinite in float32."""
+    num_rows, low, high, num_broken, examples = features.fold(_block_stats, combine=_join_stats)
     if num_broken:
         raise UserError(
-            f"{num_broken} of {num_rows} rows of features hold NaN or infinite values, first samples "
-            f"{examples.tolist()}: the network diverged (lower the learning rate, or train in fp32 or bf16)"
+            f"{num_broken} of {num_rows} rows of features hold values that are NaN or infinite in float32, first "
+            f"samples {examples.tolist()}: leave them out; if a network computed them, it diverged (lower the learning "
+            "rate, or train in fp32 or bf16)"
         )
     return FeatureStats(num_rows, low, high)
 
@@ -127,7 +134,7 @@ def check_labelled(values: NDArray[np.floating], labels: ArrayLike) -> NDArray[n
         raise UserError(f"features must be (N, D) with N labels, N >= 1; seen {values.shape} and {classes.shape}")
     if not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0:
         raise UserError(
-            f"every row needs a class that is a whole number >= 0; seen {classes.dtype} with "
+            f"every row needs a class, an integer >= 0; seen {classes.dtype} with "
             f"{int((~(classes >= 0)).sum())} of {len(classes)} missing. Leave rows without a label out"
         )
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -137,23 +144,23 @@ def check_labelled(values: NDArray[np.floating], labels: ArrayLike) -> NDArray[n
 
 
 def device() -> torch.device:
-    """Where kernels on blocks compute: the GPU this process may see, else the CPU."""
+    """The device that computes on blocks: a GPU visible to this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _thread_map(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-    """A `map` over as many threads as torch has. This one works from the end, those of the pool from the start."""
-    # The products inside a kernel run on one thread each, so the threads do not fight for cores. A thread that sets its
-    # own count also changes the count of threads born later, hence the restoring.
-    count, places = torch.get_num_threads(), range(len(items))
+    """A `map` over as many threads as torch has. The caller works from the end, the pool from the start."""
+    # Each thread computes with one thread of torch, so that they do not compete for cores. Setting its own count also
+    # changes the count of threads started later, so it is restored.
+    count, indices = torch.get_num_threads(), range(len(items))
     pool = _thread_pool(count - 1) if min(count, len(items)) > 1 else None
-    futures = [pool.submit(_single_threaded, function, items, place) for place in places] if pool else []
+    futures = [pool.submit(_single_threaded, function, items, index) for index in indices] if pool else []
     try:
         if not futures:
-            return [_single_threaded(function, items, place) for place in places]
+            return [_single_threaded(function, items, index) for index in indices]
         return [
-            _single_threaded(function, items, place) if futures[place].cancel() else futures[place].result()
-            for place in reversed(places)
+            _single_threaded(function, items, index) if futures[index].cancel() else futures[index].result()
+            for index in reversed(indices)
         ][::-1]
     finally:
         for future in futures:
@@ -164,13 +171,19 @@ def _thread_map(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 
 @lru_cache(maxsize=1)
 def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: those that come and go leave memory behind, each some MB."""
+    """A pool that is kept: each thread that ends leaves some MB of memory behind."""
     return ThreadPoolExecutor(num_threads)
 
 
-def _single_threaded(function: Callable[[Any], T], items: Sequence[Any], place: int) -> T:
+def _single_threaded(function: Callable[[Any], T], items: Sequence[Any], index: int) -> T:
     torch.set_num_threads(1)
-    return function(items[place])
+    return function(items[index])
+
+
+def _distinct(matrices: list[NDArray[Any]]) -> set[bytes]:
+    """Digests of the distinct rows; adding 0 makes -0.0 and 0.0 equal."""
+    zeroed = (values + values.dtype.type(0) for values in matrices)
+    return {blake2b(row.tobytes(), digest_size=16).digest() for values in zeroed for row in values}
 
 
 def _split_block(block: Block) -> Iterator[Block]:
@@ -181,10 +194,10 @@ def _split_block(block: Block) -> Iterator[Block]:
 
 
 def _floats(block: Block) -> Block:
-    """What functions are given: float16 and float32 as they are, else float32, of the rows in use only."""
+    """A block as functions see it: float16 and float32 as they are, other types as float32."""
     if block.values.dtype in (np.float16, np.float32):
         return block
-    with np.errstate(over="ignore"):  # becomes infinite, and is named as such
+    with np.errstate(over="ignore"):  # `feature_stats` reports values that overflow
         return Block(block.samples, block.values.astype(np.float32))
 
 
@@ -195,7 +208,7 @@ def _fold_some(
     args: Any,
     combine: Callable[[T, T], T],
 ) -> None:
-    """Fold pieces into whichever total is free, until no piece is left."""
+    """Fold pieces into any free total, until no piece is left."""
     while pieces:
         try:
             piece = pieces.popleft()
@@ -209,7 +222,7 @@ def _fold_some(
             totals.put(total)
 
 
-def _survey(block: Block) -> tuple[Any, ...]:
+def _block_stats(block: Block) -> tuple[Any, ...]:
     values = block.values.astype(np.float32, copy=False)
     low, high = values.min(axis=0, initial=np.inf), values.max(axis=0, initial=-np.inf)
     if not len(values) or np.isfinite(low + high).all():
@@ -218,7 +231,7 @@ def _survey(block: Block) -> tuple[Any, ...]:
     return len(values), low, high, len(broken), np.sort(broken)[:_NUM_EXAMPLES]
 
 
-def _join_surveys(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+def _join_stats(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
     return (
         left[0] + right[0],
         np.minimum(left[1], right[1]),

@@ -1,4 +1,4 @@
-"""Embeddings to cluster: arrays, tensors, and files of .npy or Parquet anywhere, as `Features`."""
+"""Embeddings in .npy and Parquet files, at a path or URI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILES = (".npy", ".parquet")
 
 
 def read(uri: str, column: str | None = None) -> Iterator[NDArray[Any]]:
-    """The (n, D) matrices of the files at a path or URI, some rows at a time, in order."""
+    """The (n, D) matrices of the files at a path or URI, in order, Parquet files in batches of rows."""
     for name in embedding_files(uri):
         if storage.without_options(name)[0].endswith(".npy"):
             yield _read_npy(name)
@@ -38,7 +38,7 @@ def embedding_files(uri: str) -> list[str]:
 
 
 def _read_npy(uri: str) -> NDArray[Any]:
-    """A local file is mapped: what is not looked at is not read."""
+    """A local file is memory-mapped."""
     try:
         if "://" not in uri and storage.exists(uri):
             return check_matrix(np.load(uri, mmap_mode="r"), storage.shown(uri))
@@ -51,14 +51,14 @@ def _read_npy(uri: str) -> NDArray[Any]:
 
 def _read_parquet(uri: str, column: str | None) -> Iterator[NDArray[Any]]:
     file = _parquet(uri)
-    chosen = column or _only_column(uri, file.schema_arrow)
-    if chosen not in file.schema_arrow.names:
+    name = column or _only_column(uri, file.schema_arrow)
+    if name not in file.schema_arrow.names:
         raise UserError(
-            f"{storage.shown(uri)} has no column {chosen!r}; it has {', '.join(map(repr, file.schema_arrow.names))}"
+            f"{storage.shown(uri)} has no column {name!r}; it has {', '.join(map(repr, file.schema_arrow.names))}"
         )
-    for batch in file.iter_batches(BLOCK_ROWS, columns=[chosen]):
+    for batch in file.iter_batches(BLOCK_ROWS, columns=[name]):
         if batch.num_rows:
-            yield matrix_of(batch.column(0), f"column {chosen!r} of {storage.shown(uri)}")
+            yield matrix_of(batch.column(0), f"column {name!r} of {storage.shown(uri)}")
 
 
 def only_column(uri: str) -> str:
@@ -72,8 +72,7 @@ def _parquet(uri: str) -> pq.ParquetFile:
 
 
 def _only_column(uri: str, schema: pa.Schema) -> str:
-    lists = [field.name for field in schema if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)]
-    lists += [field.name for field in schema if hasattr(field.type, "storage_type")]
+    lists = [field.name for field in schema if _is_list(field.type)]
     if len(lists) != 1:
         raise UserError(
             f"{storage.shown(uri)} has {len(lists)} columns of lists ({', '.join(lists) or 'none'}): name the one with "
@@ -82,8 +81,16 @@ def _only_column(uri: str, schema: pa.Schema) -> str:
     return lists[0]
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists; tensors, as Ray Data writes them, have an extension type of lists."""
+    is_extension = hasattr(kind, "storage_type")
+    return is_extension or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def matrix_of(column: pa.Array, name: str) -> NDArray[Any]:
     """(n, D) of an Arrow column of lists of equal length. name: for messages."""
+    if not _is_list(column.type):
+        raise UserError(f"{name}: each row must be a list of numbers; seen {column.type}")
     if hasattr(column, "storage"):  # a tensor, as Ray Data writes it
         column = column.storage
     flat = column.flatten()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raycluster.clustering.search import int8_cuda, int8_torch, triton_kernel
 from raycluster.clustering.search.centroids import PreparedCentroids, prepare, quantize_rows
@@ -57,12 +60,37 @@ def test_nasty_rows_and_centroids(nasty: str) -> None:
 def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
     for nasty, few in ("none", True), ("same", False):
         values, centroids = _problem(140, 600, 24, nasty)
-        prepared, rows = prepare(centroids), torch.tensor(values - centroids.mean(axis=0), device=WHERE)
-        held = int8_cuda._hold(prepared, WHERE)
-        pairs = int8_cuda._candidates(held, rows, quantize_rows(rows), prepared)
+        pairs = int8_cuda._candidates(*_arguments(values, prepare(centroids)))
         assert (pairs is not None) == few
         if pairs is not None:
             assert pairs.rows.unique().tolist() == list(range(140)) and len(pairs.rows) < 150
+
+
+class _Refused(TorchDispatchMode):
+    """Raises for operations that CUDA refuses where deterministic algorithms are asked for (a CPU runs them)."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if re.match(r"aten::(scatter_reduce|scatter_add|put_|index_reduce|histc|bincount|kthvalue)", function.name()):
+            raise RuntimeError(f"{function.name()} does not have a deterministic implementation")
+        return function(*args, **kwargs or {})
+
+
+def test_it_works_under_deterministic_algorithms() -> None:
+    values, centroids = _problem(140, 300, 24)
+    prepared = prepare(centroids)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with _Refused():
+            found = int8_cuda._candidates(*_arguments(values, prepared))
+            assert np.array_equal(_labels(values, prepared), naive(values, centroids))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found is not None and found.rows.unique().tolist() == list(range(140))
+
+
+def _arguments(values: np.ndarray, prepared: PreparedCentroids) -> tuple[Any, ...]:
+    rows = torch.tensor(values - prepared.centre, device=WHERE)
+    return int8_cuda._hold(prepared, WHERE), rows, quantize_rows(rows), prepared
 
 
 def test_rows_in_any_layout() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,42 @@ def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(
         monkeypatch.undo()
         int8_cpu.library.cache_clear()
         int8_cpu.support.cache_clear()
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """A C file, and a file where the library made of it is kept that somebody else has put there."""
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert int8_cpu.load(source, "without") is not None
+    (library,) = (tmp_path / "cache" / "raycluster").iterdir()
+    library.unlink()  # it is mapped, and must not be written over
+    library.write_bytes(b"planted")
+    return source, library
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o707])
+def test_a_cache_folder_that_others_may_write_to_is_not_trusted(
+    planted: tuple[Path, Path], caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    source, library = planted
+    library.chmod(0o700)
+    library.parent.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        found = int8_cpu.load(source, "without")
+    assert found is not None and found.answer() == 42 and "can be written by other users" in caplog.text
+    assert library.read_bytes() == b"planted"
+    assert sorted(path.name for path in source.parent.iterdir()) == ["answer.c", "cache"]
+
+
+def test_a_library_that_others_may_write_to_is_compiled_again(planted: tuple[Path, Path]) -> None:
+    source, library = planted
+    library.chmod(0o770)
+    found = int8_cpu.load(source, "without")
+    assert found is not None and found.answer() == 42
+    assert library.stat().st_mode & 0o777 == 0o700 and library.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_broken_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ def fit_tree(features: Features, sizes: Sequence[int], *, seed: int, options: Ma
 def _divide(features: Features, tree: Tree, size: int, seed: int, options: Mapping[str, Any]) -> None:
     above, groups = tree.labels[-1], len(tree.centroids[-1])
     members = np.split(np.argsort(above, kind="stable"), np.cumsum(np.bincount(above, minlength=groups))[:-1])
-    shares = _shares(np.array([_num_distinct(features, tree.samples[rows], size) for rows in members]), members, size)
+    distinct = np.array([_num_distinct(features, tree.samples[rows], size) for rows in members])
+    if distinct.sum() < size:
+        raise UserError(too_few(features, int(distinct.sum()), size))
+    shares = _shares(distinct, members, size)
     labels, first = np.empty_like(above), np.cumsum(shares) - shares
     jobs = [
         (tree.samples[rows], int(share), seed_for(seed, "kmeans group", group), options)
@@ -83,8 +86,6 @@ def _num_distinct(features: Features, samples: NDArray[np.int64], most: int) -> 
 
 def _shares(distinct: NDArray[np.int64], members: Sequence[NDArray[np.intp]], size: int) -> NDArray[np.int64]:
     """How many clusters each group gets: one, and of the rest what its rows ask for most, never more than distinct."""
-    if distinct.sum() < size:
-        raise UserError(too_few(int(distinct.sum()), size))
     rows = np.array([len(group) for group in members], np.float64)
     shares = np.minimum(np.maximum(1, np.floor(rows / rows.sum() * size).astype(np.int64)), distinct)
     while shares.sum() != size:

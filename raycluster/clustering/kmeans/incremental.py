@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.search.assign import Engine, assign
 from raycluster.clustering.search.centroids import PreparedCentroids
-from raycluster.clustering.search.float32 import error_bounds
 from raycluster.clustering.search.rerank import nearest_in_float64
 
 _SPARED = 1024  # centroids that a row need not look at, for which the comparison with its own pays
@@ -50,7 +49,7 @@ def _nearer(values: NDArray[np.floating], pairs: NDArray[np.int64], prepared: Pr
     centroids, columns = torch.from_numpy(prepared.centroids), torch.from_numpy(pairs)
     centred = centroids[columns].sub_(torch.from_numpy(prepared.centre))
     scores = centred.mul_(rows[:, None]).sum(dim=2).add_(prepared.offsets[columns])
-    error_bound = error_bounds(torch.linalg.vector_norm(rows, dim=1), prepared)
+    error_bound = prepared.score_error(torch.linalg.vector_norm(rows, dim=1))
     lead = scores[:, 1] - scores[:, 0]
     labels = np.where((lead > 0).numpy(), pairs[:, 1], pairs[:, 0])
     doubtful = ~(lead.abs() > error_bound).numpy()  # negated, so that NaN counts as too close

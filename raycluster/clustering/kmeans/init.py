@@ -25,7 +25,7 @@ from raycluster.clustering.search import int8_cpu
 from raycluster.clustering.search.assign import Engine, assign
 from raycluster.clustering.search.centroids import PreparedCentroids, prepare
 from raycluster.clustering.search.rerank import squared_distances
-from raycluster.features.matrix import FeatureStats
+from raycluster.features.matrix import FeatureStats, LocalFeatures
 from raycluster.seeding import generator, seed_for
 from raycluster.types import Block, Features, UserError
 
@@ -37,15 +37,20 @@ _ROWS = 256
 _SPLITMIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
+def check_init(init: object) -> None:
+    """Raise UserError for an unknown name; the rest can only be checked against the rows."""
+    if isinstance(init, str) and init not in ("random", "k-means++"):
+        raise UserError(f"init must be 'random', 'k-means++', centroids or labels; seen {init!r}")
+
+
 def initialize(
     features: Features, num_clusters: int, init: Init, *, size: FeatureStats, seed: int, engine: Engine
 ) -> tuple[NDArray[np.float32], int]:
     """The first centroids (K, D), and how many of them had to be split off others."""
+    check_init(init)
     if isinstance(init, str):
-        if init not in ("random", "k-means++"):
-            raise UserError(f"init must be 'random', 'k-means++', centroids or labels; seen {init!r}")
-        chosen = random_rows(features, num_clusters, seed)
-        return (_scalable(features, chosen, size, seed, engine) if init == "k-means++" else chosen), 0
+        rows = random_rows(features, num_clusters, seed)
+        return (_scalable(features, rows, size, seed, engine) if init == "k-means++" else rows), 0
     given = np.asarray(init)
     if given.ndim == 2 and np.issubdtype(given.dtype, np.floating):
         if given.shape != (num_clusters, features.dim) or not np.isfinite(given).all():
@@ -54,10 +59,12 @@ def initialize(
                 f"{int((~np.isfinite(given)).sum())} values that are not finite"
             )
         return given.astype(np.float32), 0  # a copy: k-means writes over it
-    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer) or given.max(initial=0) >= num_clusters:
+    is_labels = given.ndim == 1 and np.issubdtype(given.dtype, np.integer)
+    if not is_labels or given.max(initial=0) >= num_clusters:
         raise UserError(
             f"init must be 'random', 'k-means++', ({num_clusters}, {features.dim}) floats, or labels below "
-            f"{num_clusters} by sample id; seen {given.dtype} of shape {given.shape}, largest {given.max(initial=0)}"
+            f"{num_clusters} by sample id; seen {given.dtype} of shape {given.shape}"
+            + (f", largest {given.max(initial=0)}" if is_labels else "")
         )
     centroids, sizes = np.zeros((num_clusters, features.dim), np.float32), np.empty(num_clusters, np.int64)
     scale = sum_scale(size)
@@ -103,7 +110,7 @@ def random_rows(features: Features, num_clusters: int, seed: int) -> NDArray[np.
     count = num_clusters
     while len(chosen := _distinct(features, order[:count])) < num_clusters:
         if count >= len(order):
-            raise UserError(too_few(len(chosen), num_clusters))
+            raise UserError(too_few(features, len(chosen), num_clusters))
         count *= 2
     order = order[chosen[:num_clusters]]
     return features.rows(order)
@@ -117,11 +124,14 @@ def _distinct(features: Features, samples: NDArray[np.int64]) -> NDArray[np.intp
     return np.sort(first)
 
 
-def too_few(num_distinct: int, num_clusters: int) -> str:
+def too_few(features: Features, num_distinct: int, num_clusters: int) -> str:
     """The message for fewer distinct rows than clusters."""
+    seen = f"only {num_distinct} distinct rows for num_clusters={num_clusters}"
+    if isinstance(features, LocalFeatures) and features.merged_in_float32():
+        return f"{seen}: rows that differ are equal in float32, in which k-means computes. Subtract their mean first"
     return (
-        f"only {num_distinct} distinct rows of features for num_clusters={num_clusters}: lower num_clusters, remove "
-        f"duplicate images, or look for a collapsed network (many images with the same features)"
+        f"{seen}: lower num_clusters or remove duplicates; if a network computed the rows, it may have collapsed to "
+        "few outputs"
     )
 
 

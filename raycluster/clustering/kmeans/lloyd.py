@@ -27,7 +27,14 @@ from raycluster.clustering.fixed_point import (
     total,
 )
 from raycluster.clustering.kmeans import incremental
-from raycluster.clustering.kmeans.init import Init, initialize, pick_split_clusters, split_centroids, too_few
+from raycluster.clustering.kmeans.init import (
+    Init,
+    check_init,
+    initialize,
+    pick_split_clusters,
+    split_centroids,
+    too_few,
+)
 from raycluster.clustering.kmeans.result import KMeans, unit_rows
 from raycluster.clustering.search.assign import Engine, assign, resolve_engine
 from raycluster.clustering.search.centroids import PreparedCentroids, prepare
@@ -98,9 +105,11 @@ def kmeans(
     """
     if num_clusters < 1 or iterations < 0:
         raise UserError(f"num_clusters must be >= 1 and iterations >= 0; seen {num_clusters} and {iterations}")
+    check_init(init)
+    resolve_engine(engine)  # raises for an unknown one, and compiles the kernel before the first step is timed
     size = feature_stats(features)
     if size.num_rows < num_clusters:
-        raise UserError(f"{size.num_rows} rows cannot fill {num_clusters} clusters; lower num_clusters or add images")
+        raise UserError(f"{size.num_rows} rows cannot fill {num_clusters} clusters; lower num_clusters or add rows")
     if spherical and features.fold(_unit_norm_error, combine=_largest)[0] > _UNIT:
         features = features.map(_project_to_sphere)
         size = feature_stats(features)
@@ -336,7 +345,7 @@ def _move(
     order = np.argsort(samples)
     far = _farthest_rows(labels[order], distances[order])[: len(empty)]
     if not len(far):
-        raise UserError(too_few(len(centroids) - len(empty), len(centroids)))
+        raise UserError(too_few(context.features, len(centroids) - len(empty), len(centroids)))
     moved = centroids.copy()
     moved[empty[: len(far)]] = context.features.rows(samples[order][far])
     return moved, len(far)

@@ -1,4 +1,4 @@
-"""What k-means gives, what it can be asked afterwards, and how it is kept in a file."""
+"""The result of k-means: labels and centroids, prediction for new rows, and its file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering.search.assign import Engine, nearest
+from raycluster.features.arrays import as_array
 from raycluster.io import storage
+from raycluster.io.embeddings import check_matrix
 from raycluster.types import UserError
 
 
@@ -18,9 +20,10 @@ from raycluster.types import UserError
 class KMeans:
     """A clustering. Row i belongs to samples[i] (ascending); labels[i] is the nearest of the returned centroids.
 
-    centroids: (K, D) float32. samples, labels: (N,) int64. inertia: sum of squared distances before each step, and
-    at last that of the result. sizes: (K,) int64, none zero. num_repaired: how many centroids replaced an empty one's.
-    engine: what searched. spherical: whether rows were divided by their norm before.
+    centroids: (K, D) float32. samples, labels: (N,) int64. inertia: sum of squared distances to the centroids, before
+    each step and last of the result, in squared units of the rows. sizes: (K,) int64, none zero. num_repaired: number
+    of empty clusters that were given new centroids. engine: the one used. spherical: whether rows were divided by their
+    norm.
     """
 
     centroids: NDArray[np.float32]
@@ -33,13 +36,16 @@ class KMeans:
     spherical: bool = False
 
     def predict(self, values: NDArray[np.floating], *, engine: Engine = "auto") -> NDArray[np.int64]:
-        """Labels (n,) of other rows (n, D), array or tensor. Raises UserError if the width or a value does not fit."""
-        rows = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values))
+        """Labels (n,) int64 of other rows: (n, D) or (D,) array or tensor.
+
+        Raises UserError if their width does not fit, or values are NaN or infinite.
+        """
+        rows = check_matrix(np.atleast_2d(as_array(values, "rows")), "rows")
         rows = rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
         return nearest(unit_rows(rows) if self.spherical else rows, self.centroids, engine=engine)[0]
 
     def save(self, uri: str) -> None:
-        """Write everything to one .npz file at a path or URI, in one step."""
+        """Write everything to one .npz file at a path or URI, atomically; `raycluster.load_kmeans` reads it."""
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
         np.savez(buffer, **arrays)

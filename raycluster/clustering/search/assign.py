@@ -9,7 +9,7 @@ on the block, the engine, the device or the number of threads.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,12 @@ def assign(
 
 
 def resolve_engine(engine: Engine) -> Engine:
-    """The engine that does the work here: `auto` becomes the fastest; without a kernel `int8` becomes `torch`."""
+    """The engine to use here: the fastest for `auto`; `torch` for `int8` where there is no compiled kernel.
+
+    Raises UserError for an unknown engine.
+    """
+    if engine not in get_args(Engine):
+        raise UserError(f"engine must be one of {', '.join(get_args(Engine))}; seen {engine!r}")
     if engine == "auto":
         return "int8" if device().type == "cpu" and int8_cpu.support() in (int8_cpu.AVX512, int8_cpu.AVX2) else "torch"
     return "torch" if engine == "int8" and int8_cpu.support() is None else engine

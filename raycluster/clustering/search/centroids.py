@@ -11,10 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.search import int8_cpu
+from raycluster.clustering.search.bounds import INFLATE, ROUNDING, distance_error, int8_bounds_hold, score_error
 
-# A norm in float32 is off by at most (D + 8) 2^-24; one product and one sum by far less than 2^-19 of their size.
-_INFLATE = 1.001
-ROUNDING = 2.0**-19
 # Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
 _SMALLEST = 2.0**-67
 _VANISHED = 2.0**-7
@@ -75,11 +73,24 @@ class PreparedCentroids:
         """The largest norm of centroids - centre."""
         return float(np.sqrt(self._squares.max()))
 
+    @property
+    def fit_int8(self) -> bool:
+        """Whether the error bounds of 8-bit products hold for these centroids."""
+        return int8_bounds_hold(self.max_norm, len(self.centre))
+
+    def score_error(self, norms: torch.Tensor) -> torch.Tensor:
+        """How far two float32 scores of a row may be off together. norms: of rows about the centre, any shape."""
+        return score_error(norms, self.max_norm, len(self.centre))
+
+    def distance_error(self, norms: NDArray[np.floating]) -> NDArray[np.floating]:
+        """How far two float32 squared distances of a row may be off together. norms: (n,) of rows about the centre."""
+        return distance_error(norms, self.max_norm, len(self.centre))
+
     @cached_property
     def packed(self) -> int8_cpu.PackedCentroids | None:
         """What the compiled kernel scans; None where there is no kernel or its error bounds do not hold."""
         instructions = int8_cpu.support()
-        if instructions is None:
+        if instructions is None or not self.fit_int8:
             return None
         return int8_cpu.pack(self.centroids, self.centre, self.offsets.numpy(), self.max_norm, instructions)
 
@@ -113,7 +124,7 @@ def quantize_rows(
     scales = (torch.abs(rows, out=scratch[0]).amax(dim=1) / 127).clamp_min_(_SMALLEST)
     whole = torch.div(rows, scales[:, None], out=scratch[0]).round_()
     vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)
-    norms = torch.linalg.vector_norm(rows, dim=1) * _INFLATE + vanished
+    norms = torch.linalg.vector_norm(rows, dim=1) * INFLATE + vanished
     left = torch.addcmul(rows, whole, scales[:, None], value=-1, out=scratch[1])
-    misses = torch.linalg.vector_norm(left, dim=1) * _INFLATE
+    misses = torch.linalg.vector_norm(left, dim=1) * INFLATE
     return QuantizedRows(whole.to(torch.int8), scales, norms, misses + norms * ROUNDING + vanished)

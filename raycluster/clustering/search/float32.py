@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.search.centroids import PreparedCentroids
-from raycluster.clustering.search.rerank import nearest_in_float64, product_error
+from raycluster.clustering.search.rerank import nearest_in_float64
 from raycluster.features.matrix import device
 
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
@@ -33,12 +33,6 @@ def in_tiles(values: NDArray[np.floating], search: Search, size: int) -> NDArray
     return labels
 
 
-def error_bounds(norms: torch.Tensor, prepared: PreparedCentroids) -> torch.Tensor:
-    """How far two float32 scores of a row may be off together. norms: of rows about the centre, any shape."""
-    dim = len(prepared.centre)
-    return product_error(dim) * prepared.max_norm * (norms + prepared.max_norm / 2) + dim * 2.0**-125
-
-
 def float_search(prepared: PreparedCentroids) -> tuple[Search, int]:
     """A search by product scores x.c - |c|^2 / 2, and the number of rows it wants at a time."""
     where = device()
@@ -50,7 +44,7 @@ def float_search(prepared: PreparedCentroids) -> tuple[Search, int]:
         best, labels = _argmax(scores)
         scores.scatter_(1, labels, -torch.inf)
         second = scores.amax(dim=1, keepdim=True)
-        error_bound = error_bounds(torch.linalg.vector_norm(rows, dim=1, keepdim=True), prepared)
+        error_bound = prepared.score_error(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
         # Negated, so that what overflowed to NaN counts as too close; likewise the candidates.
         doubtful = (~(best - second > error_bound))[:, 0]
         result: NDArray[np.int64] = labels[:, 0].cpu().numpy()
@@ -81,9 +75,7 @@ def faiss_search(prepared: PreparedCentroids) -> tuple[Search, int]:
         distances, columns = index.search(rows, min(2, index.ntotal))
         faiss.omp_set_num_threads(threads)
         labels: NDArray[np.int64] = columns[:, 0].copy()
-        error_bound = (
-            product_error(index.d) * (np.linalg.norm(rows, axis=1) + prepared.max_norm) ** 2 + index.d * 2.0**-125
-        )
+        error_bound = prepared.distance_error(np.linalg.norm(rows, axis=1))
         doubtful = ~(distances[:, -1] - distances[:, 0] > error_bound)
         if doubtful.any():
             labels[doubtful] = search_again(tile[doubtful])

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -20,15 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.clustering.search.bounds import INFLATE, ROUNDING, rounding_error
+
 PORTABLE, AVX2, AVX512 = 0, 1, 2
 SUPPORT_NAMES = {PORTABLE: "portable", AVX2: "AVX2", AVX512: "AVX-512 VNNI"}
 # AVX2 adds up two products in 16 bits, which 7-bit centroids never overflow.
 _LEVELS = {PORTABLE: 127, AVX2: 63, AVX512: 127}
 _PANEL = 64
-_LARGEST_DIM = 1 << 15
-_REACH = (2.0**-40, 2.0**40)
 _SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
+_FLAGS += [f"-DINFLATE={INFLATE}f", f"-DROUNDING={ROUNDING.hex()}f"]
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +61,25 @@ def library() -> ctypes.CDLL | None:
 
 def load(source: Path, without: str) -> ctypes.CDLL | None:
     """The library made of a C file, compiled when first needed; None where it cannot be, and the log says `without`."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
     try:
-        name = sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
-        path = _cache() / f"{source.stem}-{name}.so"
-        if not path.exists():
-            if compiler is None:
-                raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
-            _compile(compiler, path, source)
-        return ctypes.CDLL(str(path))
+        name = f"{source.stem}-{sha256(source.read_bytes() + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
+        folder = _cache()
+        if folder:
+            return _load_from(folder / name, source)
+        with tempfile.TemporaryDirectory(prefix="raycluster-") as private:  # a loaded library needs its file no longer
+            return _load_from(Path(private) / name, source)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s: %s", without, error)
         return None
+
+
+def _load_from(path: Path, source: Path) -> ctypes.CDLL:
+    if not path.exists() or not _is_private(path):
+        compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
+        if compiler is None:
+            raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
+        _compile(compiler, path, source)
+    return ctypes.CDLL(str(path))
 
 
 @lru_cache(maxsize=1)
@@ -86,11 +95,9 @@ def pack(
     offsets: NDArray[np.float32],
     max_norm: float,
     instructions: int,
-) -> PackedCentroids | None:
-    """Make centroids ready (see `nearest.PreparedCentroids`); None if they are outside of what the error bounds cover."""
+) -> PackedCentroids:
+    """Make centroids ready that the error bounds cover, see `centroids.PreparedCentroids`."""
     num_centroids, dim = exact.shape
-    if dim > _LARGEST_DIM or not _REACH[0] < max_norm < _REACH[1]:
-        return None
     padded = -(-num_centroids // _PANEL) * _PANEL
     packed = np.empty((padded, -(-dim // 4) * 4), np.uint8)
     tables = np.empty((4, padded), np.float32)
@@ -100,8 +107,7 @@ def pack(
     if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
         raise MemoryError("no memory left for packing centroids")
     arrays = (exact, centre, offsets, packed, *tables)
-    error_bound = 2.04 * (dim + 8) * 2.0**-24
-    structure = _Target(*sizes, *[_at(array) for array in arrays], max_norm, error_bound)
+    structure = _Target(*sizes, *[_at(array) for array in arrays], max_norm, rounding_error(dim))
     return PackedCentroids(structure, arrays, instructions)
 
 
@@ -167,17 +173,26 @@ def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     return kernel
 
 
-def _cache() -> Path:
-    """A folder that is the user's own; nobody else may put a library there."""
+def _cache() -> Path | None:
+    """The folder that keeps libraries; None if it cannot be written, or if other users could put a library there."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(base) / "raycluster"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
+        private, writable = _is_private(folder), os.access(folder, os.W_OK)
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="raycluster-"))
+        return None
+    if not private:
+        log.warning(
+            "%s can be written by other users: kernels are compiled anew in every process; chmod 700 it", folder
+        )
+    return folder if private and writable else None
+
+
+def _is_private(path: Path) -> bool:
+    """Whether this user owns a file or folder and nobody else may write to it."""
+    info = path.stat()
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _compile(compiler: str, path: Path, source: Path = _SOURCE) -> None:
@@ -188,6 +203,7 @@ def _compile(compiler: str, path: Path, source: Path = _SOURCE) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:300]}")
+        temporary.chmod(0o700)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import pad
 
 from raycluster.clustering.search.centroids import PreparedCentroids, QuantizedRows, prepare, quantize_rows
-from raycluster.clustering.search.float32 import Search, error_bounds, float_search
-from raycluster.clustering.search.int8_torch import GROUP, Pairs, label_rows, within_bounds
+from raycluster.clustering.search.float32 import Search, float_search
+from raycluster.clustering.search.int8_torch import GROUP, Pairs, label_rows
 
 _TILE_ROWS = 1 << 16
 _TILE_GROUPS = 1 << 26  # of all rows together, likewise the values: 256 MB and 64 MB
@@ -45,7 +45,7 @@ class _Held(NamedTuple):
 def can_search(prepared: PreparedCentroids, where: torch.device) -> bool:
     """Whether the error bounds hold for these centroids, and the kernel works on that device."""
     with _trial:  # else several threads might compile it, and tell why it cannot be
-        return within_bounds(prepared) and _works(where, len(prepared.centre))
+        return prepared.fit_int8 and _works(where, len(prepared.centre))
 
 
 def gpu_search(prepared: PreparedCentroids, where: torch.device) -> tuple[Search, int]:
@@ -97,7 +97,7 @@ def _candidates(held: _Held, rows: torch.Tensor, quantized: QuantizedRows, prepa
     from raycluster.clustering.search.triton_kernel import highest, pack_rows
 
     tops = highest(pack_rows(quantized), held.packed)[: len(rows), : len(held.members)]
-    error_bound, likely = error_bounds(quantized.norms, prepared), tops.argmax(dim=1)
+    error_bound, likely = prepared.score_error(quantized.norms), tops.argmax(dim=1)
     first = _scores(rows, torch.arange(len(rows), device=rows.device), likely, held)
     reached = tops >= (first.amax(dim=1) - 2.5 * error_bound)[:, None]
     if int(reached.sum()) > _SURVIVORS * len(rows):
@@ -106,7 +106,9 @@ def _candidates(held: _Held, rows: torch.Tensor, quantized: QuantizedRows, prepa
     known = groups == likely[places]
     scores = first[places]
     scores[~known] = _scores(rows, places[~known], groups[~known], held)
-    best = torch.full_like(error_bound, -torch.inf).scatter_reduce_(0, places, scores.amax(dim=1), "amax")
+    # Not scatter_reduce_, which CUDA refuses where deterministic algorithms are asked for.
+    tops.fill_(-torch.inf)[places, groups] = scores.amax(dim=1)
+    best = tops.amax(dim=1)
     which, member = torch.nonzero(scores >= (best - error_bound)[places, None], as_tuple=True)
     return Pairs(places[which], groups[which] * GROUP + member)
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycluster.clustering.search.centroids import ROUNDING, PreparedCentroids, QuantizedRows, quantize_rows
-from raycluster.clustering.search.float32 import Search, error_bounds, float_search, in_tiles
+from raycluster.clustering.search.bounds import ROUNDING
+from raycluster.clustering.search.centroids import PreparedCentroids, QuantizedRows, quantize_rows
+from raycluster.clustering.search.float32 import Search, float_search, in_tiles
 from raycluster.clustering.search.rerank import nearest_in_float64
 from raycluster.features.matrix import device
 
@@ -29,8 +30,6 @@ _PANEL_SCORES = 1 << 18
 GROUP = 16  # scores that are looked at one by one if the highest of them comes into question
 _VECTOR = 16
 _CANDIDATES = 32  # per row; with more, float32 products of everything cost less
-_REACH = (2.0**-40, 2.0**40)
-_LARGEST_DIM = 1 << 15
 
 
 class Pairs(NamedTuple):
@@ -76,12 +75,7 @@ _room = ScratchBuffers()
 def can_search(prepared: PreparedCentroids) -> bool:
     """Whether the processor multiplies bytes fast, and the error bounds hold for these centroids."""
     fast = device().type == "cpu" and torch.cpu.get_capabilities().get("avx512_vnni", False)
-    return fast and within_bounds(prepared)
-
-
-def within_bounds(prepared: PreparedCentroids) -> bool:
-    """Whether the error bounds of products of bytes hold for these centroids."""
-    return _REACH[0] < prepared.max_norm < _REACH[1] and len(prepared.centre) <= _LARGEST_DIM
+    return fast and prepared.fit_int8
 
 
 def byte_search(prepared: PreparedCentroids) -> tuple[Search, int]:
@@ -134,7 +128,7 @@ def _upper_ends(quantized: QuantizedRows, prepared: PreparedCentroids) -> torch.
 
 def _candidates(rows: torch.Tensor, quantized: QuantizedRows, prepared: PreparedCentroids) -> Pairs | None:
     """The centroids that may be nearest by their float32 scores; None if they are very many."""
-    tops, error_bound = _upper_ends(quantized, prepared), error_bounds(quantized.norms, prepared)
+    tops, error_bound = _upper_ends(quantized, prepared), prepared.score_error(quantized.norms)
     groups, everyone = tops.shape[1] // GROUP, torch.arange(len(rows))
     highest = tops.view(len(rows), GROUP, groups).amax(dim=1)
     group = highest.argmax(dim=1)

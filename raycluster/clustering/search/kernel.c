@@ -24,8 +24,7 @@
 #define GROUP 6        /* rows that are scanned together */
 #define TILE 384       /* rows whose candidates are kept at a time, a multiple of GROUP */
 #define CANDIDATES 48  /* room per row; a row with more is left to the caller */
-#define INFLATE 1.001f /* above every rounding error of a norm in float32: (D + 8) 2^-24 for D < 8192 */
-#define ROUNDING 0x1p-19f
+/* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: the compiler is given them. */
 
 enum { PORTABLE = 0, WITH_AVX2 = 1, WITH_AVX512 = 2 };
 

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 _PAIR_ENTRIES = 1 << 17
-# A product's inputs keep 24 bits of mantissa in full float32; torch may have been told to be content with 11 or 8.
-_INPUT_ERROR = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-
-
-def product_error(dim: int) -> float:
-    """Twice the relative error of a float32 product over dim terms, summed in any order, inputs centred beforehand."""
-    rounding = (dim + 8) * 2.0**-24
-    return 2.04 * (rounding + 2 * _INPUT_ERROR[torch.get_float32_matmul_precision()])
 
 
 def nearest_in_float64(

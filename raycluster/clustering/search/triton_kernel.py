@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch.nn.functional import pad
 
-from raycluster.clustering.search.centroids import ROUNDING, QuantizedRows
+from raycluster.clustering.search.bounds import ROUNDING
+from raycluster.clustering.search.centroids import QuantizedRows
 from raycluster.clustering.search.int8_torch import GROUP
 
 _ROWS, _COLUMNS = 128, 128

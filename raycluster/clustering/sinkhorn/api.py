@@ -8,10 +8,11 @@ underflows: only differences from the best score of a row are ever exponentiated
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ _MEMORY = 3.0
 _MOST_KEPT = 1 / 6
 _FEWEST_KEPT = 128.0
 _BYTES_PER_CANDIDATE = 12
+_TOLERATED_EXCESS = 0.25  # of the rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +79,14 @@ def sinkhorn(
     Labels and figures are bit-identical for any blocks in any order. Raises UserError if something is not finite or
     shapes do not fit.
     """
-    feature_stats(features)
     if not (np.isfinite(sharpness) and sharpness > 0 and 0 < tolerance < 1 and max_iterations >= 1):
         raise UserError(
             "sharpness must be > 0 and finite, tolerance between 0 and 1, max_iterations >= 1; seen "
             f"{sharpness}, {tolerance} and {max_iterations}"
         )
+    if rounding not in get_args(Rounding):
+        raise UserError(f"rounding must be one of {', '.join(get_args(Rounding))}; seen {rounding!r}")
+    feature_stats(features)
     classifiers = _classifiers(features, heads)
     counts = [len(one.bias) for one in classifiers]
     shares, scalings = _priors(priors, counts), []
@@ -100,7 +104,24 @@ def sinkhorn(
         labelled = labels_of(passes, [one.query for one in found], shares if rounding == "exact" else None)
     finally:
         passes.forget()
-    return _result(labelled, found, goals)
+    result = _result(labelled, found, goals)
+    for sizes, prior, converged in zip(result.sizes, shares, result.converged, strict=True):
+        if converged:
+            _warn_of_ties(sizes, prior)
+    return result
+
+
+def _warn_of_ties(sizes: NDArray[np.int64], prior: NDArray[np.float64]) -> None:
+    """Warn if the plan is balanced but many labels are not: rows with equal scores are divided by no argmax."""
+    excess = int(np.maximum(sizes - np.ceil(prior * sizes.sum()), 0).sum())
+    if excess > _TOLERATED_EXCESS * sizes.sum():
+        warnings.warn(
+            f"the plan is balanced, but its argmax puts {excess} of {sizes.sum()} rows into clusters beyond their share "
+            f"(sizes {sizes.min()} to {sizes.max()}): many rows have equal or nearly equal scores. Use "
+            'rounding="exact" for balanced sizes, or a larger sharpness',
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _solve(passes: Passes, goals: list[Problem], starts: list[NDArray[np.float64]]) -> list[Solution]:
