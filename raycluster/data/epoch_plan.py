@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.seeding import generator
-from raycluster.types import Chunk, ImageBlock
+from raycluster.types import Chunk, ImageBlock, Shard
 
-Shard = tuple[int, int]
 StepRows = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]
 
 

@@ -199,10 +199,10 @@ def attempt(verb: str, uri: str, operation: Callable[[], T]) -> T:
 
 
 def concerns_one_file(error: BaseException | None) -> bool:
-    """Whether a read failed permanently because of the file itself, so that others in the same place may be readable."""
+    """Whether a read failed permanently because of the file itself; others in the same place may be readable."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _OF_ONE_FILE
-    if isinstance(error, (FileNotFoundError, PermissionError, pa.ArrowInvalid)):
+    if isinstance(error, (FileNotFoundError, PermissionError, ValueError)):  # ValueError: an invalid name or content
         return True
     return isinstance(error, (OSError, pa.ArrowException)) and bool(
         _DAMAGED.search(str(error)) or _OBJECT_REFUSED.search(str(error))
@@ -321,7 +321,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def _delete_abandoned(folder: str) -> None:
-    """Delete old temporary files of processes that were killed; once per folder and process, as folders may be large."""
+    """Delete old temporary files of processes that were killed; once per folder and process: folders may be large."""
     if folder in _swept:
         return
     _swept.add(folder)
