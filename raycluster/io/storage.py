@@ -40,7 +40,9 @@ _PERMANENT = re.compile(
     "HTTP status 40[0134]|HTTP response code 40[0134]|status: 40[0134]",
     re.IGNORECASE,
 )
-_DAMAGED = re.compile("corrupt|checksum|deserialize thrift|unexpected end of stream|page header", re.IGNORECASE)
+_DAMAGED = re.compile(
+    "corrupt|checksum|decompress|inflate|deserialize thrift|unexpected end of stream|page header", re.IGNORECASE
+)
 _OBJECT_REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_KEY|RESOURCE_NOT_FOUND|(status|code):? 40[34]", re.IGNORECASE)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OF_ONE_FILE = {
