@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+Shard = tuple[int, int]
+"""(start, stop) sample ids of images that are read together."""
 
 
 class UserError(ValueError):

@@ -124,7 +124,7 @@ def test_unusable_data(command: Command, yaml_file: Path, tmp_path: Path, digits
 
     assert_user_error(run(f"data.uri={tmp_path}/nothing"), "there is nothing at .*nothing")
     assert_user_error(run(f"data.uri={empty}"), "holds no files")
-    assert_user_error(run(f"data.uri={texts}"), "holds no pictures but 1 x .md")
+    assert_user_error(run(f"data.uri={texts}"), "holds no images but 1 x .md")
     assert_user_error(run(f"data.uri={single}"), "10 clusters, but .* holds 1 images")
     assert_user_error(run(f"data.uri={digits_folder}", "method.num_clusters=301"), "301 clusters, .* 300 images")
     assert_user_error(run("method.layer=conv7"), "method.layer: seen conv7", "conv1, conv2, conv3")

@@ -1,7 +1,8 @@
-"""A data set as a run streams it: its manifest, in memory and where tasks can read it."""
+"""A data set as a run streams it: its manifest, in memory and at a URI that tasks can read."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -9,12 +10,15 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.data.class_order import MAX_WINDOW_SHARDS
 from raycluster.data.loader import load_chunk
-from raycluster.data.manifest import DataSettings, Manifest, Shard, build_manifest, read_manifest, write_manifest
+from raycluster.data.manifest import DataSettings, Manifest, build_manifest, read_manifest, write_manifest
 from raycluster.data.transforms import View
 from raycluster.io import storage
 from raycluster.runtime.workers import Collectives
-from raycluster.types import Chunk, Crops, Loader
+from raycluster.types import Chunk, Crops, Loader, Shard
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class ImageDataset:
         image = sample if self.crops is None else int(self.crops.images[sample])
         return str(self.manifest.paths[image].as_py())
 
+    @property
+    def window_shards(self) -> int:
+        """Neighbouring shards of an epoch that are shuffled together."""
+        chosen = self.settings.shuffle_window_shards
+        return self.manifest.window_shards if chosen == "auto" else chosen
+
     def locate(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """The chunks with the places of their samples, as loaders need them."""
         if self.crops is None:
@@ -82,6 +92,25 @@ def open_dataset(
 
 
 def ensure_manifest(uri: str, data: DataSettings, *, fresh: bool = False) -> None:
-    """List the images of `data` unless that was done before, or anew if `fresh`."""
-    if fresh or not storage.exists(uri):
-        write_manifest(build_manifest(data), uri)
+    """List the images of `data` unless `uri` exists, or again if `fresh`; log what the user should know of them."""
+    if not fresh and storage.exists(uri):
+        return
+    manifest = build_manifest(data)
+    write_manifest(manifest, uri)
+    for line in (manifest.unread, _order(manifest, data)):
+        if line:
+            log.warning("%s", line)
+
+
+def _order(manifest: Manifest, data: DataSettings) -> str:
+    """A line on images that are ordered by class, "" if they are not or the user has chosen a window."""
+    width = manifest.window_shards
+    if width == 1 or data.shuffle_window_shards != "auto":
+        return ""
+    line = (
+        f"{data.uri} lists its images class by class: epochs shuffle windows of {width} of {len(manifest.shards)} "
+        "shards, which reads every file more often (data.shuffle_window_shards=auto)"
+    )
+    if width == MAX_WINDOW_SHARDS < len(manifest.shards):
+        line += "; more would mix better: set data.shuffle_window_shards"
+    return f"{line}; write the data set in random order to avoid that"

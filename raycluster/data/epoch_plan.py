@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.seeding import generator
-from raycluster.types import Chunk, ImageBlock
-
-Shard = tuple[int, int]
+from raycluster.types import Chunk, ImageBlock, Shard
 
 
 class StepRows(NamedTuple):

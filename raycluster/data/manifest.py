@@ -1,41 +1,43 @@
-"""The manifest: every image of a data set, numbered, and where its bytes are; cut into shards. Nothing is decoded."""
+"""The manifest: the numbered images of a data set, where their bytes are, and their shards. Nothing is decoded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
 from raycluster.config import NonEmpty, settings
-from raycluster.data import sources
+from raycluster.data import class_order, sources
+from raycluster.data.labels import encode_labels, folder_labels
 from raycluster.io import storage
-from raycluster.types import UserError
+from raycluster.types import Shard, UserError
 
-Shard = tuple[int, int]
+log = logging.getLogger(__name__)
+_COLUMNS = ("sample", "path", "container", "offset", "size", "row", "label")
 _METADATA = b"raycluster"
 
 
 @settings
 class DataSettings:
-    """Which images there are.
+    """Which images to train on.
 
-    uri: a picture folder (any depth), Parquet or WebDataset tar files (a file, a folder, or a pattern with *), a .txt
-    list of paths, or `digits`; local or remote. image_column: of Parquet files, `auto` finds it. labels: for evaluation
-    only: `auto` takes a column, member or key called label, labels or cls, else the names of sibling folders; `none`;
+    uri: an image folder (any depth), Parquet or WebDataset tar files (a file, a folder, or a pattern with *), a .txt
+    list of paths, or `digits`; local or remote. image_column: of Parquet files, `auto` finds it. labels: to evaluate
+    with; `auto` takes a column, member or key called label, labels or cls, else the names of sibling folders; `none`;
     `folder`; or the name of a column. shard_size: images read together. max_broken_fraction: share of images that may
     be unreadable before a run stops. max_image_pixels: larger images count as broken, but JPEGs of up to four times as
     many are decoded at half size; decoding takes 16 bytes per pixel at most. shuffle_window_shards: how many
-    neighbouring shards of an epoch are shuffled together.
+    neighbouring shards of an epoch are shuffled together; `auto` is 1, or up to 64 where files list the images class by
+    class.
     """
 
     uri: NonEmpty
@@ -44,16 +46,17 @@ class DataSettings:
     shard_size: Annotated[int, Field(ge=1)] = 1000
     max_broken_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_image_pixels: Annotated[int, Field(ge=1)] = 64_000_000
-    shuffle_window_shards: Annotated[int, Field(ge=1)] = 1
+    shuffle_window_shards: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Images have the ids 0 to N - 1; a shard is a range of them.
 
-    entries: columns path, container, offset, size, row (see `sources.found.Found`) and label (int32, -1 where unknown).
-    shards: (start, stop) sample ids. classes: names of the labels, empty if there are none. source: what it was built
-    of. image_column: of Parquet files.
+    entries: columns path, container, offset, size, row (see `sources.base.Found`) and label (int32, -1 where unknown).
+    shards: (start, stop) sample ids. classes: names of the labels, empty if there are none. source: the settings it was
+    built from. image_column: of Parquet files. unread_files: files that are not used. window_shards: how many shards to
+    shuffle together; more than 1 if the images are ordered by class.
     """
 
     entries: pa.Table
@@ -61,6 +64,8 @@ class Manifest:
     classes: list[str]
     source: dict[str, Any]
     image_column: str = ""
+    unread_files: sources.UnreadFiles = field(default_factory=dict)
+    window_shards: int = 1
 
     @property
     def num_samples(self) -> int:
@@ -68,8 +73,8 @@ class Manifest:
         return int(self.entries.num_rows)
 
     @cached_property
-    def paths(self) -> pa.StringArray:
-        """What to call each image, (N,)."""
+    def paths(self) -> pa.LargeStringArray:
+        """The display name of each image, (N,)."""
         return self.entries["path"].combine_chunks()
 
     @cached_property
@@ -79,37 +84,86 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name the images, their order and their shards."""
+        """16 hex digits that identify the images, their order and their shards."""
         digest = blake2b(json.dumps(self.shards).encode(), digest_size=8)
         for column in ("path", "offset", "size", "row"):
             digest.update(json.dumps(self.entries[column].to_pylist()).encode())
         return digest.hexdigest()
 
+    @property
+    def unread(self) -> str:
+        """A line for the user on files that are not used, "" if there are none."""
+        if not self.unread_files:
+            return ""
+        total = sum(count for count, _ in self.unread_files.values())
+        kinds = sorted(self.unread_files.items(), key=lambda item: (-item[1][0], item[0]))
+        listed = ", ".join(f"{count} {kind} (such as {example})" for kind, (count, example) in kinds)
+        supported = ", ".join(f".{kind}" for kind in sources.IMAGE_EXTENSIONS)
+        return f"{total} file{'s are' if total > 1 else ' is'} not read: {listed}; supported images: {supported}"
+
+    def evaluation_samples(self, count: int) -> NDArray[np.int64]:
+        """Ascending ids of up to `count` images to evaluate on.
+
+        The first ones; those of evenly spaced shards if the images are ordered by class.
+        """
+        if self.window_shards == 1 or count >= self.num_samples:
+            return np.arange(min(count, self.num_samples))
+        num_shards = -(-count * len(self.shards) // self.num_samples)
+        chosen = [self.shards[shard] for shard in class_order.spread(len(self.shards), num_shards)]
+        samples = np.concatenate([np.arange(start, stop) for start, stop in chosen])
+        return samples[class_order.spread(len(samples), count)]
+
+    def shards_of(self, samples: NDArray[np.int64]) -> list[int]:
+        """The shards that hold these images, ascending."""
+        starts = [start for start, _ in self.shards]
+        shards: list[int] = np.unique(np.searchsorted(starts, samples, side="right") - 1).tolist()
+        return shards
+
 
 class Header(NamedTuple):
-    """What a manifest file says of itself."""
+    """The metadata of a manifest file, see Manifest. starts: first sample id of each shard."""
 
     starts: list[int]
     classes: list[str]
     source: dict[str, Any]
     image_column: str
+    unread: sources.UnreadFiles = {}  # noqa: RUF012
+    window_shards: int = 1
 
 
 def build_manifest(settings: DataSettings) -> Manifest:
-    """List the images of `settings.uri`. Raises UserError saying what is there instead of images."""
+    """List the images of `settings.uri`. Raises UserError naming what was found instead of images."""
     found = sources.find(settings)
     labels, classes = _labels(found, settings)
-    entries = found.entries.append_column("label", pa.array(labels, pa.int32()))
-    return Manifest(entries, found.shards, classes, _source(settings), found.image_column)
+    return Manifest(
+        entries=found.entries.append_column("label", pa.array(labels, pa.int32())),
+        shards=found.shards,
+        classes=classes,
+        source=_source(settings),
+        image_column=found.image_column,
+        unread_files=found.unread,
+        window_shards=_window_shards(found, labels, classes),
+    )
+
+
+def _window_shards(found: sources.Found, labels: NDArray[np.int32], classes: list[str]) -> int:
+    """See class_order.window_shards; where no labels are known, folders stand for classes."""
+    if found.is_shuffled:
+        return 1
+    if not classes and found.folders is not None:
+        labels, _ = encode_labels(pa.array(found.folders, pa.large_string()))
+    return class_order.window_shards(labels, found.shards)
 
 
 def write_manifest(manifest: Manifest, uri: str) -> None:
-    """One Parquet file whose row groups are the shards, so that a task reads the rows of its shard only."""
+    """Write one Parquet file whose row groups are the shards, so that a task reads the rows of its shard only."""
     header = {
         "starts": [start for start, _ in manifest.shards],
         "classes": manifest.classes,
         "source": manifest.source,
         "image_column": manifest.image_column,
+        "unread": manifest.unread_files,
+        "window_shards": manifest.window_shards,
     }
     samples = np.arange(manifest.num_samples, dtype=np.int64)
     table = manifest.entries.add_column(0, "sample", [samples]).replace_schema_metadata({_METADATA: json.dumps(header)})
@@ -122,16 +176,19 @@ def write_manifest(manifest: Manifest, uri: str) -> None:
 
 
 def read_manifest(uri: str, settings: DataSettings | None = None) -> Manifest:
-    """A manifest that was written. With `settings`, UserError if it was built of other data or in another way."""
+    """Read a manifest. Raises UserError if it is damaged or, with `settings`, built from other settings."""
     header, table = read_entries(uri)
     if settings is not None and header.source != _source(settings):
         raise UserError(
-            f"{uri} was built of {header.source}, but the configuration asks for {_source(settings)}; "
+            f"{uri} was built from {header.source}, but the configuration asks for {_source(settings)}; "
             "delete it, choose another run directory, or restore the configuration"
         )
     stops = [*header.starts[1:], table.num_rows]
     shards = list(zip(header.starts, stops, strict=True))
-    return Manifest(table.drop_columns(["sample"]), shards, header.classes, header.source, header.image_column)
+    path = table["path"].cast(pa.large_string())  # string in manifests of earlier versions
+    entries = table.set_column(table.schema.get_field_index("path"), "path", path).drop_columns(["sample"])
+    unread = {kind: (count, example) for kind, (count, example) in header.unread.items()}
+    return Manifest(entries, shards, header.classes, header.source, header.image_column, unread, header.window_shards)
 
 
 def read_entries(uri: str, samples: NDArray[np.int64] | None = None) -> tuple[Header, pa.Table]:
@@ -169,7 +226,7 @@ def _about(uri: str) -> tuple[pq.FileMetaData, Header]:
 
 @lru_cache(maxsize=4)
 def _header(uri: str, size: int, changed: int) -> tuple[pq.FileMetaData, Header]:
-    """`size` and `changed` make sure that a file written anew is read anew."""
+    """`size` and `changed` make a rewritten file miss the cache."""
 
     def read() -> pq.FileMetaData:
         filesystem, path = storage.filesystem(uri)
@@ -180,11 +237,32 @@ def _header(uri: str, size: int, changed: int) -> tuple[pq.FileMetaData, Header]
     stored = (metadata.metadata or {}).get(_METADATA)
     if stored is None:
         raise UserError(f"{uri} is a Parquet file but no manifest; point to the manifest that a run wrote")
-    return metadata, Header(**json.loads(stored))
+    return metadata, _parsed(stored, metadata, uri)
+
+
+def _parsed(stored: bytes, metadata: pq.FileMetaData, uri: str) -> Header:
+    """The header, which must agree with the row groups."""
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    try:
+        header = Header(**json.loads(stored))
+        header.unread.update({kind: (int(count), str(name)) for kind, (count, name) in header.unread.items()})
+        valid = (
+            header.starts == [0, *np.cumsum(sizes)[:-1].tolist()]
+            and tuple(metadata.schema.to_arrow_schema().names) == _COLUMNS
+            and all(isinstance(name, str) for name in [*header.classes, header.image_column])
+            and isinstance(header.source, dict)
+            and isinstance(header.window_shards, int)
+            and header.window_shards >= 1
+        )
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise UserError(f"the manifest {uri} is damaged, or of another version; delete it to list the images again")
+    return header
 
 
 def _source(settings: DataSettings) -> dict[str, Any]:
-    """The settings that decide what a manifest holds."""
+    """The settings that determine the content of a manifest."""
     uri = settings.uri if settings.uri == sources.digits.NAME else storage.absolute(settings.uri)
     return {
         "uri": uri,
@@ -196,57 +274,20 @@ def _source(settings: DataSettings) -> dict[str, Any]:
 
 def _labels(found: sources.Found, settings: DataSettings) -> tuple[NDArray[np.int32], list[str]]:
     """(N,) labels and the names of the classes; all -1 and no names if there are none."""
-    if settings.labels == "none":
-        return _encoded(None, len(found.entries))
-    if settings.labels == "folder":
-        if not found.folders or not any(found.folders):
-            raise UserError(
-                f"data.labels = folder, but the images of {settings.uri} lie in no folders; use none, or a column"
-            )
-        return _encoded(_names(found.folders), len(found.entries))
-    if found.labels is not None:
-        return _encoded(found.labels, len(found.entries), found.class_names)
-    if settings.labels != "auto":
-        raise UserError(f"data.labels = {settings.labels}, but {settings.uri} has no columns; use auto, folder or none")
-    told = found.folders is not None and _are_classes(found.folders)
-    return _encoded(_names(found.folders or []) if told else None, len(found.entries))
-
-
-def _are_classes(folders: Sequence[str]) -> bool:
-    """Whether every image lies in a folder, and some folder has a sibling."""
-    different = set(folders)
-    parents = [folder.rpartition("/")[0] for folder in different]
-    return "" not in different and len(set(parents)) < len(parents)
-
-
-def _names(folders: Sequence[str]) -> pa.Array:
-    return pa.array([folder.rpartition("/")[2] or None for folder in folders], pa.string())
-
-
-def _encoded(
-    values: pa.Array | None, num_samples: int, names: list[str] | None = None
-) -> tuple[NDArray[np.int32], list[str]]:
-    """Numbers from 0 for the distinct values in their order (numbers by size, even as text); negative is unknown."""
-    if values is None or values.null_count == len(values):
-        return np.full(num_samples, -1, np.int32), []
-    if pa.types.is_integer(values.type):
-        values = pc.if_else(pc.less(values, 0), pa.scalar(None, values.type), values)
-    if names and pa.types.is_integer(values.type):
-        labels = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-        if labels.max() >= len(names):
-            raise UserError(
-                f"label {labels.max()} exceeds the {len(names)} class names that the data set declares; write it again"
-            )
-        return labels, names
-    coded = values.dictionary_encode()
-    distinct = coded.dictionary.to_pylist()
-    order = sorted(range(len(distinct)), key=lambda index: _sort_key(distinct[index]))
-    rank = np.empty(len(distinct) + 1, np.int32)
-    rank[order], rank[-1] = np.arange(len(distinct)), -1
-    codes = coded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
-    return rank[codes], [str(distinct[index]) for index in order]
-
-
-def _sort_key(value: int | str) -> tuple[int, str]:
-    number = isinstance(value, int) or value.isdecimal()
-    return (int(value), "") if number else (1 << 62, str(value))
+    wanted, uri, count = settings.labels, settings.uri, len(found.entries)
+    if wanted == "none":
+        return np.full(count, -1, np.int32), []
+    if wanted == "folder" and not any(found.folders or []):
+        raise UserError(f"data.labels = folder, but the images of {uri} lie in no folders; use none, or a column")
+    if wanted not in ("auto", "folder") and found.labels is None:
+        raise UserError(f"data.labels = {wanted}, but {uri} has no columns; use auto, folder or none")
+    values = found.labels if wanted != "folder" else None
+    if values is None:
+        values = folder_labels(found.folders or [""] * count, strict=wanted == "auto")
+    labels, classes = encode_labels(values, found.class_names)
+    if len(classes) == 1:
+        single = f"data.labels = {wanted} finds a single class {classes[0]!r} in {uri}"
+        if wanted == "folder":
+            raise UserError(f"{single}; set data.labels=none, or arrange the images as CLASS/NAME.jpg")
+        log.warning("%s: no accuracy or agreement with it means anything", single)
+    return labels, classes

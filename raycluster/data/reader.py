@@ -1,4 +1,4 @@
-"""The encoded bytes of rows of a manifest, wherever they are: files, pieces of tar files, rows of Parquet files."""
+"""The encoded bytes of rows of a manifest: files, byte ranges of tar files, rows of Parquet files."""
 
 from __future__ import annotations
 
@@ -22,37 +22,51 @@ from raycluster.types import UserError
 
 Content = bytes | BrokenImage
 
-_BATCHES_IN_FLIGHT = 32  # pictures of an object store on their way at a time
-_BATCH_ROWS = 256  # of Parquet held decoded at a time, beyond those that are wanted
+_READS_IN_FLIGHT = 32  # concurrent requests to an object store
+_BATCH_ROWS = 256  # of Parquet held decoded at a time, beyond those that are requested
+_MAX_IMAGE_BYTES = 1 << 30  # of one encoded image; more is a damaged header or a sparse file
 
 
 def contents(entries: pa.Table, image_column: str) -> Iterator[Content]:
-    """The bytes of each row in turn, or why it has none (a file is gone).
+    """The bytes of each row in turn, or why it cannot be read.
 
     entries: columns container, path, offset, size, row of the manifest. Each Parquet row group is read once, each tar
-    file opened once; a broken connection is tried again and then raised as UserError.
+    file opened once. Raises UserError if storage stays unreachable, or if a Parquet file lacks rows or columns that its
+    manifest names.
     """
     containers = entries["container"].to_pylist()
     rows = entries["row"].to_numpy()
     if (rows < 0).all():
-        yield from _pieces(containers, entries)
+        yield from _read_files(containers, entries)
         return
-    held: dict[str, dict[int, Content]] = {}
+    found: dict[str, dict[int, Content]] = {}
     for container in dict.fromkeys(containers):
         wanted = np.unique(rows[[container == other for other in containers]])
-        held[container] = _rows(container, image_column, wanted)
+        found[container] = _rows(container, image_column, wanted)
     for container, row in zip(containers, rows.tolist(), strict=True):
-        yield held[container][row]
+        yield found[container][row]
 
 
 def _rows(container: str, image_column: str, wanted: NDArray[np.int64]) -> dict[int, Content]:
-    """The pictures of rows of a Parquet file (or of the digits), by row. wanted: ascending."""
+    """The images of rows of a Parquet file (or of the digits), by row. wanted: ascending."""
     if container == digits.NAME:
-        pictures = digits.pictures()
-        return {row: pictures[row] for row in wanted.tolist()}
-    if not storage.exists(container):
+        images = digits.images()
+        return {row: images[row] for row in wanted.tolist()}
+    if not storage.file_info(container).is_file:
         return dict.fromkeys(wanted.tolist(), BrokenImage(f"{container} is gone"))
-    return storage.attempt("read pictures from", container, lambda: _parquet_rows(container, image_column, wanted))
+    try:
+        return storage.attempt("read images from", container, lambda: _parquet_rows(container, image_column, wanted))
+    except UserError as error:
+        return dict.fromkeys(wanted.tolist(), _broken(container, error))
+
+
+def _broken(uri: str, error: UserError) -> BrokenImage:
+    """What to report for an image that cannot be read; raises `error` again if storage is unreachable."""
+    if isinstance(error.__cause__, FileNotFoundError):
+        return BrokenImage(f"{uri} is gone")
+    if not storage.concerns_one_file(error.__cause__):
+        raise error
+    return BrokenImage(str(error))
 
 
 def _parquet_rows(container: str, image_column: str, wanted: NDArray[np.int64]) -> dict[int, Content]:
@@ -69,51 +83,66 @@ def _parquet_rows(container: str, image_column: str, wanted: NDArray[np.int64]) 
         starts = np.cumsum([0, *sizes])
         for group in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
             inside = wanted[(wanted >= starts[group]) & (wanted < starts[group + 1])]
-            found |= _group_rows(file, group, field, inside - starts[group], int(starts[group]))
+            images = _group_rows(file, group, field, inside - starts[group])
+            found |= {int(starts[group]) + row: content for row, content in images.items()}
     return found
 
 
-def _group_rows(
-    file: pq.ParquetFile, group: int, field: str, wanted: NDArray[np.int64], first: int
-) -> dict[int, Content]:
-    """Rows of one row group, read in pieces so that a large one need not fit into memory."""
+def _group_rows(file: pq.ParquetFile, group: int, field: str, wanted: NDArray[np.int64]) -> dict[int, Content]:
+    """Images by row of one row group, read in batches so that a large group need not fit into memory.
+
+    Rows from a damaged page on are broken, those before are not, whichever rows are requested.
+    """
     found: dict[int, Content] = {}
     start = 0
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[field], use_threads=False):
-        column = batch.column(0)
-        column = column.field("bytes") if pa.types.is_struct(column.type) else column
-        for row in wanted[(wanted >= start) & (wanted < start + len(batch))].tolist():
-            data = column[row - start].as_py()
-            found[first + row] = BrokenImage("the row is empty") if data is None else data
-        start += len(batch)
-        if start > wanted[-1]:
-            break
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[field], use_threads=False):
+            column = batch.column(0)
+            column = column.field("bytes") if pa.types.is_struct(column.type) else column
+            for row in wanted[(wanted >= start) & (wanted < start + len(batch))].tolist():
+                data = column[row - start].as_py()
+                found[row] = BrokenImage("the row is empty") if data is None else data
+            start += len(batch)
+            if start > wanted[-1]:
+                break
+    except (OSError, pa.ArrowException) as error:
+        if not storage.concerns_one_file(error):
+            raise
+        rest = dict.fromkeys(wanted.tolist(), BrokenImage(f"row group {group} is damaged: {error}"))
+        return rest | found
     return found
 
 
-def _pieces(containers: list[str], entries: pa.Table) -> Iterator[Content]:
-    """Whole files, or pieces of files, in order: one by one from disk, several ahead from afar."""
+def _read_files(containers: list[str], entries: pa.Table) -> Iterator[Content]:
+    """Whole files, or byte ranges of files, in order: one at a time from disk, several ahead from object stores."""
     paths = entries["path"].to_pylist()
     jobs = zip(containers, paths, entries["offset"].to_pylist(), entries["size"].to_pylist(), strict=True)
     places = {container or path for container, path in zip(containers, paths, strict=True)}
     with ExitStack() as stack:
         files = _Files(stack)
-        if all(isinstance(storage.filesystem(place)[0], LocalFileSystem) for place in places):
+        if all(map(_is_local, places)):
             for job in jobs:
                 yield files.read(*job)
             return
-        threads = stack.enter_context(ThreadPoolExecutor(_BATCHES_IN_FLIGHT))
+        threads = stack.enter_context(ThreadPoolExecutor(_READS_IN_FLIGHT))
         pending: deque[Future[Content]] = deque()
         for job in jobs:
             pending.append(threads.submit(files.read, *job))
-            if len(pending) > _BATCHES_IN_FLIGHT:
+            if len(pending) > _READS_IN_FLIGHT:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
+def _is_local(uri: str) -> bool:
+    try:
+        return isinstance(storage.filesystem(uri)[0], LocalFileSystem)
+    except UserError:  # raised again where the file is read
+        return False
+
+
 class _Files:
-    """Files that are opened once, however many pieces are read; safe to use from threads."""
+    """Files that are opened once, however many byte ranges are read; thread-safe."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -122,14 +151,14 @@ class _Files:
 
     def read(self, container: str, path: str, offset: int, size: int) -> Content:
         uri = container if offset >= 0 else storage.join(container, path) if container else path
+        if size > _MAX_IMAGE_BYTES:
+            return BrokenImage(f"{size} bytes at {offset} of {uri} exceed the {_MAX_IMAGE_BYTES} of an encoded image")
         try:
             if offset < 0:
                 return storage.read_bytes(uri)
-            return storage.attempt("read a picture from", uri, lambda: self._file(uri).read_at(size, offset))
+            return storage.attempt("read an image from", uri, lambda: self._file(uri).read_at(size, offset))
         except UserError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return BrokenImage(f"{uri} is gone")
-            raise
+            return _broken(uri, error)
 
     def _file(self, uri: str) -> Any:
         with self._lock:

@@ -137,7 +137,7 @@ class Evaluation:
             raise UserError(
                 f"{dataset.settings.uri} has no labels to evaluate against; set data.labels to a column or `folder`"
             )
-        return dataset.manifest.labels[: self.settings.max_samples]
+        return dataset.manifest.labels[dataset.manifest.evaluation_samples(self.settings.max_samples)]
 
     def represent(self, backbone: Backbone, dataset: ImageDataset, name: str) -> Labelled:
         """Pooled features (n, D) and true labels (n,) of those of the first `max_samples` images that have labels."""
@@ -148,22 +148,22 @@ class Evaluation:
         self, backbone: Backbone, dataset: ImageDataset, name: str
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Sample ids (n,) and pooled features (n, D) of the first `max_samples` images, broken ones left out."""
-        count = min(dataset.manifest.num_samples, self.settings.max_samples)
-        shards = [shard for shard, (start, _) in enumerate(dataset.manifest.shards) if start < count]
+        chosen = dataset.manifest.evaluation_samples(self.settings.max_samples)
         events = extract(
             backbone,
             dataset,
             self.workers,
             feature_spec=FeatureSpec(self.view, self.settings.layer, "pooled"),
             version=name,
-            shards=shards,
+            shards=dataset.manifest.shards_of(chosen),
         )
         broken = [event.sample for event in events if isinstance(event, SkippedImage)]
-        samples = np.setdiff1d(np.arange(count), broken)
+        samples = np.setdiff1d(chosen, broken)
         return samples, self.workers.run_on_rank_zero(_rows, self.workers, name, samples)
 
     def _labelled(self, samples: NDArray[np.int64], x: NDArray[np.float32], dataset: ImageDataset) -> Labelled:
-        labels = self.labels(dataset)[samples]
+        assert dataset.manifest.labels is not None
+        labels = dataset.manifest.labels[samples]
         return x[labels >= 0], labels[labels >= 0]
 
 

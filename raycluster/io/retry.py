@@ -1,4 +1,4 @@
-"""Waiting for a full disk or a bucket out of reach, instead of losing a run to it."""
+"""Retries with backoff while a disk is full or a bucket is unreachable."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-SECONDS_BETWEEN_POLLS = 0.5  # for the wish to stop
+SECONDS_BETWEEN_POLLS = 0.5  # of RetryPolicy.stopping while waiting
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """limit_seconds: of trouble with one file. notify: hears what is wrong, and "" when it is over.
+    """When to retry, and whom to inform.
 
-    stopping: whether somebody asked to stop, which ends the waiting.
+    limit_seconds: for one operation. notify: receives what failed, and "" once it succeeds. stopping: whether a stop
+    was requested, which ends the retries.
     """
 
     limit_seconds: float
@@ -33,7 +34,7 @@ def retry_context(
     notify: Callable[[str], None] = lambda text: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Meanwhile this process, all of its threads, tries storage again that fails for a reason that may pass."""
+    """Retry transient storage errors in all threads of this process, see RetryPolicy."""
     global _policy
     before, _policy = _policy, RetryPolicy(limit_seconds, notify, stopping)
     try:
@@ -43,21 +44,21 @@ def retry_context(
 
 
 class RetryState:
-    """The attempts at one operation."""
+    """The attempts of one operation."""
 
     def __init__(self) -> None:
-        self._attempt, self._began, self._told = 0, time.monotonic(), False
+        self._attempt, self._started_at, self._notified = 0, time.monotonic(), False
 
-    def again(self, trouble: str) -> bool:
-        """Wait before another attempt; False if it is time to give up. trouble: what is wrong, for people."""
+    def wait(self, failure: str) -> bool:
+        """Sleep before the next attempt; False if there shall be none. failure: a message for the user."""
         policy = _policy
-        waited = time.monotonic() - self._began
+        waited = time.monotonic() - self._started_at
         pause = next_pause(self._attempt, waited, policy.limit_seconds) if policy else None
         if policy is None or pause is None:
             return False
-        if not self._told:
-            policy.notify(f"{trouble}. Waiting; trying again for {policy.limit_seconds / 60:.3g} minutes")
-        self._attempt, self._told = self._attempt + 1, True
+        if not self._notified:
+            policy.notify(f"{failure}. Waiting; trying again for {policy.limit_seconds / 60:.3g} minutes")
+        self._attempt, self._notified = self._attempt + 1, True
         until = time.monotonic() + pause
         while time.monotonic() < until:
             if policy.stopping():
@@ -65,9 +66,9 @@ class RetryState:
             time.sleep(min(SECONDS_BETWEEN_POLLS, max(0.0, until - time.monotonic())))
         return True
 
-    def over(self) -> None:
-        """The operation has succeeded."""
-        if self._told and _policy is not None:
+    def succeeded(self) -> None:
+        """Report the end of a failure that was reported."""
+        if self._notified and _policy is not None:
             _policy.notify("")
 
 

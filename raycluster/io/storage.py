@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,8 +40,19 @@ _PERMANENT = re.compile(
     "HTTP status 40[0134]|HTTP response code 40[0134]|status: 40[0134]",
     re.IGNORECASE,
 )
+_DAMAGED = re.compile(
+    "corrupt|checksum|decompress|inflate|deserialize thrift|unexpected end of stream|page header", re.IGNORECASE
+)
+_OBJECT_REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_KEY|RESOURCE_NOT_FOUND|(status|code):? 40[34]", re.IGNORECASE)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_OF_ONE_FILE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EOVERFLOW, errno.EFBIG),
+}
 _TRANSIENT_LOCAL = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR}
+_PART = re.compile(r"^\..+\.[0-9a-f]{16}\.part$")
+_ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to no live writer
+_swept: set[str] = set()  # folders in which this process has looked for abandoned temporary files
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -95,8 +107,10 @@ def shown(uri: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of a file."""
+    """The content of a file; a local one must be a regular file. Raises UserError."""
     filesystem_, path = filesystem(uri)
+    if isinstance(filesystem_, pafs.LocalFileSystem):
+        return attempt("read", uri, lambda: _read_local(path))
 
     def read() -> bytes:
         with filesystem_.open_input_file(path) as file:
@@ -106,9 +120,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file in one step: a reader sees all of it or what was there before.
+    """Write a file atomically: a reader sees all of it or what was there before.
 
-    Missing folders are made. On failure nothing is left behind and UserError is raised.
+    Missing folders are created. On failure nothing is left behind and UserError is raised. Temporary files that killed
+    processes left in a local folder are deleted when they are an hour old.
     """
     filesystem_, path = filesystem(uri)
     if isinstance(filesystem_, pafs.LocalFileSystem):
@@ -162,27 +177,38 @@ def delete(uri: str) -> None:
 
 
 def attempt(verb: str, uri: str, operation: Callable[[], T]) -> T:
-    """Call `operation`, again after a pause if its failure may pass; UserError naming `uri` if it does not.
+    """Call `operation`, again after a pause if its error is transient; else raise UserError naming `uri`.
 
-    After a second of attempts it goes on only where `raycluster.patience.retry_context` says so.
+    Retries last a second, or as long as the enclosing `raycluster.io.retry.retry_context` allows.
     """
-    waiting = RetryState()
+    retries = RetryState()
     while True:
         for pause in (*_PAUSES_SECONDS, None):
             try:
                 result = operation()
-                waiting.over()
+                retries.succeeded()
                 return result
             except UserError:
                 raise
             except (OSError, pa.ArrowException) as error:
                 if pause is None or not _may_pass(uri, error):
-                    config_error, cause = UserError(_explain(verb, uri, error)), error
+                    user_error, cause = UserError(_explain(verb, uri, error)), error
                     break
                 time.sleep(pause)
         full = getattr(cause, "errno", None) in _FULL
-        if not (full or _may_pass(uri, cause)) or not waiting.again(str(config_error)):
-            raise config_error from cause
+        if not (full or _may_pass(uri, cause)) or not retries.wait(str(user_error)):
+            raise user_error from cause
+
+
+def concerns_one_file(error: BaseException | None) -> bool:
+    """Whether a read failed permanently because of the file itself; others in the same place may be readable."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _OF_ONE_FILE
+    if isinstance(error, (FileNotFoundError, PermissionError, ValueError)):  # ValueError: an invalid name or content
+        return True
+    return isinstance(error, (OSError, pa.ArrowException)) and bool(
+        _DAMAGED.search(str(error)) or _OBJECT_REFUSED.search(str(error))
+    )
 
 
 def _parse(uri: str) -> tuple[str, str, str]:
@@ -250,9 +276,28 @@ def _any(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(found)), path
 
 
+def _read_local(path: str) -> bytes:
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # NUL or a surrogate in the name
+        raise OSError(errno.EINVAL, f"invalid file name: {error}") from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "a FIFO, socket or device, not a regular file", path)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
 def _replace(path: str, data: bytes | pa.Buffer) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
+    _delete_abandoned(folder)
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{token_hex(8)}.part")
     try:
         with open(temporary, "xb") as file:
@@ -264,6 +309,29 @@ def _replace(path: str, data: bytes | pa.Buffer) -> None:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename durable, where the file system supports it."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _delete_abandoned(folder: str) -> None:
+    """Delete old temporary files of processes that were killed; once per folder and process: folders may be large."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    oldest = time.time() - _ABANDONED_SECONDS
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PART.match(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                os.unlink(entry.path)
 
 
 def _put(filesystem_: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
@@ -280,7 +348,7 @@ def _may_pass(uri: str, error: BaseException) -> bool:
         return False
     if _parse(uri)[0] in ("", "file"):
         return getattr(error, "errno", None) in _TRANSIENT_LOCAL
-    return not _PERMANENT.search(str(error))
+    return not (_PERMANENT.search(str(error)) or _DAMAGED.search(str(error)))
 
 
 def _explain(verb: str, uri: str, error: BaseException) -> str:

@@ -191,7 +191,7 @@ def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
         microbatch=config.training.microbatch,
         seed=config.seed,
         epoch=epoch,
-        window_shards=config.data.shuffle_window_shards,
+        window_shards=run.dataset.window_shards,
     )
 
 

@@ -105,7 +105,7 @@ def test_a_list_of_paths(classes: Path, tmp_path: Path) -> None:
     where = dict(zip(manifest.paths.to_pylist(), manifest.entries["container"].to_pylist(), strict=True))
     assert where == {names[2]: str(tmp_path), names[3]: "", names[4]: ""}
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(UserError, match="lists no pictures"):
+    with pytest.raises(UserError, match="lists no images"):
         built(tmp_path / "empty.txt")
 
 
@@ -150,7 +150,7 @@ def test_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
 
 def test_parquet_mistakes_list_the_columns(tmp_path: Path) -> None:
     parquet_of(tmp_path / "a.parquet", text=["x"], number=[1.5])
-    with pytest.raises(UserError, match=r"no column that holds encoded pictures.*text \(string\), number \(double\)"):
+    with pytest.raises(UserError, match=r"no column that holds encoded images.*text \(string\), number \(double\)"):
         built(tmp_path / "a.parquet")
     parquet_of(tmp_path / "b.parquet", left=[b"x"], right=[b"x"], score=[1.5])
     with pytest.raises(UserError, match=r"several columns \(left, right\).*data\.image_column"):
@@ -192,19 +192,19 @@ def test_webdataset(tmp_path: Path) -> None:
     rows = manifest.entries.slice(0, 3).to_pylist()
     assert [raw[row["offset"] : row["offset"] + row["size"]] for row in rows] == [b"00", b"1", b"2"]
     assert built(tmp_path, labels="txt").classes == ["?"]
-    with pytest.raises(UserError, match=r"data\.labels = other: no picture"):
+    with pytest.raises(UserError, match=r"data\.labels = other: no image"):
         built(tmp_path, labels="other")
 
 
 def test_tar_mistakes(tmp_path: Path) -> None:
     tar_of(tmp_path / "none.tar", {"a.txt": b"x", "b.seg.png": b"x"})
-    with pytest.raises(UserError, match=r"holds no pictures but members \.seg\.png, \.txt"):
+    with pytest.raises(UserError, match=r"holds no images but members \.seg\.png, \.txt"):
         built(tmp_path / "none.tar")
     whole = tar_of(tmp_path / "whole.tar", {f"{index}.jpg": bytes(2000) for index in range(9)}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:5000])
     with pytest.raises(UserError, match=r"cut\.tar is no complete"):
         built(tmp_path / "cut.tar")
-    with pytest.raises(UserError, match=r"data\.labels = weight: no picture"):
+    with pytest.raises(UserError, match=r"data\.labels = weight: no image"):
         built(tmp_path / "whole.tar", labels="weight")
     with pytest.raises(UserError, match="no effect on tar files"):
         built(tmp_path / "whole.tar", image_column="image")
@@ -224,7 +224,7 @@ def test_what_holds_no_pictures_says_what_it_holds(tmp_path: Path) -> None:
         built(tmp_path)
     (tmp_path / "d.jpg").write_text("x")
     parquet_of(tmp_path / "e.parquet", image=[b"x"])
-    with pytest.raises(UserError, match="holds Parquet files and pictures"):
+    with pytest.raises(UserError, match="holds Parquet files and images"):
         built(tmp_path)
     assert built(tmp_path / "*.jpg").num_samples == 1
 
@@ -257,7 +257,7 @@ def test_a_manifest_of_other_data_is_noticed(classes: Path, tmp_path: Path) -> N
     uri = str(tmp_path / "manifest.parquet")
     write_manifest(built(classes), uri)
     for other in ({"uri": "digits"}, {"uri": str(classes), "shard_size": 7}, {"uri": str(classes), "labels": "none"}):
-        with pytest.raises(UserError, match=r"was built of .* but the configuration asks for"):
+        with pytest.raises(UserError, match=r"was built from .* but the configuration asks for"):
             read_manifest(uri, DataSettings(**other))
     assert read_manifest(uri, DataSettings(uri=str(classes), max_image_pixels=5)).num_samples == 12
     write_manifest(built("digits"), uri)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -153,3 +156,88 @@ def test_an_unreachable_endpoint_is_told_within_seconds(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9.*Tried 3 times.*endpoint"):
         storage.read_bytes("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http")
     assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def odd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What cannot be read as a file, by kind."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket may have 107 characters
+    os.mkfifo("fifo")
+    os.symlink("loop", "loop")
+    os.mkdir("folder")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    return {
+        **{name: str(tmp_path / name) for name in ("fifo", "loop", "folder", "socket", "gone")},
+        "device": "/dev/zero",
+        "long": str(tmp_path / ("x" * 300)),
+        "below a file": "/dev/null/x",
+        "nul": str(tmp_path / "a\0b"),
+        "surrogate": str(tmp_path / "a\udcff"),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["fifo", "loop", "folder", "socket", "gone", "device", "long", "below a file", "nul", "surrogate"]
+)
+def test_reading_what_is_no_file_fails_at_once_and_concerns_one_file(odd_files: dict[str, str], kind: str) -> None:
+    with pytest.raises(UserError) as caught:
+        storage.read_bytes(odd_files[kind])
+    assert storage.concerns_one_file(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ENOTCONN, "Transport endpoint is not connected"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError("AWS Error NETWORK_CONNECTION during GetObject"),
+        OSError("AWS Error INVALID_ACCESS_KEY_ID during HeadObject"),
+        None,
+    ],
+)
+def test_an_outage_does_not_concern_one_file(error: OSError | None) -> None:
+    assert not storage.concerns_one_file(error)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_file_without_permission_concerns_one_file() -> None:
+    program = (
+        "import os, tempfile\n"
+        "from raycluster.io import storage\n"
+        "from raycluster.types import UserError\n"
+        "name = tempfile.mkstemp()[1]\n"
+        "os.chmod(name, 0)\n"
+        "os.setuid(65534)\n"
+        "try:\n"
+        "    storage.read_bytes(name)\n"
+        "except UserError as error:\n"
+        "    print(storage.concerns_one_file(error.__cause__), error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True ") and "Permission denied" in done.stdout
+
+
+def test_abandoned_temporary_files_are_deleted_by_the_next_writer(tmp_path: Path) -> None:
+    abandoned, recent, other = (tmp_path / name for name in (f".x.{'0a' * 8}.part", f".y.{'1b' * 8}.part", ".z.part"))
+    for file in (abandoned, recent, other):
+        file.write_bytes(b"half")
+    for file in (abandoned, other):
+        os.utime(file, (time.time() - 7200,) * 2)
+    storage.write_bytes(str(tmp_path / "new.bin"), b"1")
+    assert sorted(os.listdir(tmp_path)) == sorted([recent.name, other.name, "new.bin"])
+
+
+def test_the_folder_is_synced_after_the_file_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "x.bin").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    storage.write_bytes(str(tmp_path / "x.bin"), b"1")
+    assert synced[0][0].endswith(".part") and not synced[0][1]
+    assert synced[1:] == [(str(tmp_path), True)]

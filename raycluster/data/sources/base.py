@@ -1,10 +1,10 @@
-"""What every source hands over: one row per image, and how rows make shards."""
+"""The interface of image sources: a table with one row per image, and its shards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -12,12 +12,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raycluster.types import Shard
+
 T = TypeVar("T")
 R = TypeVar("R")
-Shard = tuple[int, int]
+UnreadFiles = dict[str, tuple[int, str]]
+"""Files that are passed over: by kind, how many and the path of the first."""
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_THREADS = 16  # footers and headers are waited for, not computed
+_UNSUPPORTED_IMAGES = (
+    "3fr arw avif bmp cr2 cr3 dcm dib dicom dng exr fits gif hdr heic heif icns ico j2k jfif jp2 jpe jpf jpx jxl jxr "
+    "kdc mrw nef nrw orf pbm pcx pef pgm pnm ppm psd raf raw rw2 sgi srw svg svgz tga tif tiff wdp xbm xpm"
+)
+_THREADS = 16  # reading footers and headers is latency-bound
 
 
 class File(NamedTuple):
@@ -31,10 +38,11 @@ class File(NamedTuple):
 class Found:
     """The images of a source, in the order of their sample ids.
 
-    entries: columns path (for people), container, offset, size and row, which say where the bytes are: `row` >= 0 is
-    a row of a Parquet file, `offset` >= 0 a piece of a file, else the file `path` in the folder `container`.
+    entries: columns path (the display name), container, offset, size and row, which locate the bytes: `row` >= 0 is a
+    row of a Parquet file, `offset` >= 0 a byte range of a file, else the file `path` in the folder `container`.
     shards: (start, stop) sample ids. labels: one value (number or text, null where unknown) per image, if the source
-    has any. class_names: of labels that are numbers. folders: the folder of each image, where it may tell a class.
+    has any. class_names: of labels that are numbers. folders: the folder of each image, where the source has folders.
+    is_shuffled: whether the order is random. unread: files that are not used.
     """
 
     entries: pa.Table
@@ -43,6 +51,8 @@ class Found:
     class_names: list[str] | None = None
     folders: list[str] | None = None
     image_column: str = ""
+    is_shuffled: bool = False
+    unread: UnreadFiles = field(default_factory=dict)
 
 
 def entries(
@@ -53,10 +63,10 @@ def entries(
     size: NDArray[np.int64] | None = None,
     row: NDArray[np.int64] | None = None,
 ) -> pa.Table:
-    """The table of `Found.entries`; what is not given is -1."""
+    """The table of `Found.entries`; columns that are not given are -1."""
     nothing = np.full(len(paths), -1, np.int64)
     columns = {
-        "path": pa.array(paths, pa.string()),
+        "path": pa.array(paths, pa.large_string()),  # int32 offsets end at 2 GiB of text
         "container": containers,
         "offset": nothing if offset is None else offset,
         "size": nothing if size is None else size,
@@ -66,22 +76,22 @@ def entries(
 
 
 def repeated(values: Sequence[str], counts: Sequence[int]) -> pa.Array:
-    """Each value as often as its count says, stored once."""
+    """Each value `count` times, dictionary-encoded."""
     indices = np.repeat(np.arange(len(values), dtype=np.int32), counts)
     return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(values, pa.string()))
 
 
 def even_shards(num_samples: int, shard_size: int, first: int = 0) -> list[Shard]:
     """The fewest shards of at most `shard_size` samples, of equal size up to one."""
-    split_chunks = -(-num_samples // shard_size)
-    edges = [first + num_samples * piece // split_chunks for piece in range(split_chunks + 1)]
+    count = -(-num_samples // shard_size)
+    edges = [first + num_samples * index // count for index in range(count + 1)]
     return list(pairwise(edges))
 
 
 def shards_of_units(sizes: Iterable[int], shard_size: int) -> list[Shard]:
-    """Shards of about `shard_size` that respect units which are read as a whole (row groups).
+    """Shards of about `shard_size` samples that keep units which are read as a whole (row groups) together.
 
-    Small neighbours are put together up to `shard_size`; a unit is cut only if it exceeds one and a half times that.
+    Small neighbours are merged up to `shard_size`; a unit is split only if it exceeds one and a half times that.
     """
     shards: list[Shard] = []
     start = stop = 0
@@ -100,6 +110,25 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """[function(item) for item in items], several at a time."""
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(function, items))
+
+
+def count_unread(files: Iterable[tuple[str, str]]) -> UnreadFiles:
+    """Counts and examples of (kind, path)."""
+    found: UnreadFiles = {}
+    for kind, path in files:
+        count, example = found.get(kind, (0, path))
+        found[kind] = count + 1, min(path, example)
+    return found
+
+
+def unsupported(kind: str) -> bool:
+    """Whether an extension names an image format that cannot be decoded."""
+    return kind in _UNSUPPORTED_IMAGES.split()
+
+
+def printable(name: str) -> str:
+    """A file name with bytes that are not UTF-8 (surrogates in Python) written as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def extension(path: str) -> str:

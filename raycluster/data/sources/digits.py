@@ -27,11 +27,12 @@ def find(shard_size: int) -> Found:
         ),
         shards=even_shards(count, shard_size),
         labels=pa.array(labels),
+        is_shuffled=True,
     )
 
 
 @lru_cache(maxsize=1)
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """PNG files, 8-bit gray, ink white on black."""
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded pictures: binary, or struct{bytes, path} as Hugging Face writes them."""
+"""Parquet files with a column of encoded images: binary, or struct{bytes, path} as Hugging Face writes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import types
 
@@ -36,7 +37,7 @@ def find(files: Sequence[File], image_column: str, labels: str, shard_size: int)
     counts = [sum(one.groups) for one in scanned]
     if not sum(counts):
         raise UserError(f"{files[0].uri} and its {len(files) - 1} neighbours hold no rows; write the data set again")
-    paths = pa.chunked_array([one.paths for one in scanned], pa.string())
+    paths = pa.chunked_array([one.paths for one in scanned], pa.large_string())
     named = _path_field(schema, column) is not None
     values = [one.labels for one in scanned if one.labels is not None]
     return Found(
@@ -54,7 +55,7 @@ def find(files: Sequence[File], image_column: str, labels: str, shard_size: int)
 
 
 def bytes_field(schema: pa.Schema, column: str) -> str | None:
-    """What to read of a column that holds pictures: its name, or that of its part `bytes`; None if it holds none."""
+    """The field to read of a column of images: the column, or its child `bytes`; None if it holds no images."""
     index = schema.get_field_index(column)
     kind = schema.field(index).type if index >= 0 else pa.null()
     if _is_binary(kind):
@@ -86,21 +87,22 @@ def _scan_once(file: File, column: str, label: str | None) -> _Scanned:
         field = _path_field(schema, column)
         wanted = [name for name in (field, label) if name]
         table = opened.read(columns=wanted) if wanted and sum(groups) else None
-    rows = pa.array([f"{file.path}:{row}" for row in range(sum(groups))], pa.string())
-    paths = (
-        rows if field is None or table is None else _flat(table[field.split(".")[0]]).cast(pa.string()).fill_null("")
-    )
-    paths = pa.array([path or row for path, row in zip(paths.to_pylist(), rows.to_pylist(), strict=True)], pa.string())
+    rows = pa.array([f"{file.path}:{row}" for row in range(sum(groups))], pa.large_string())
+    paths = rows
+    if field is not None and table is not None:
+        stored = _flat(table[field.split(".")[0]])
+        paths = pc.if_else(pc.equal(stored.fill_null(""), ""), rows, stored)
     labels = _flat(table[label]) if label and table is not None else None
     return _Scanned(groups, paths, labels, _class_names(schema, label))
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
+    """One array; text as large_string, whose offsets do not overflow at 2 GiB."""
     if types.is_struct(column.type):
-        column = column.combine_chunks().field("path")
-    elif types.is_dictionary(column.type):
+        column = pc.struct_field(column, "path")
+    if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return (column.cast(pa.large_string()) if _is_text(column.type) else column).combine_chunks()
 
 
 def _image_column(schema: pa.Schema, wanted: str, uri: str) -> str:
@@ -108,14 +110,14 @@ def _image_column(schema: pa.Schema, wanted: str, uri: str) -> str:
     if wanted != "auto":
         if wanted not in holders:
             raise UserError(
-                f"data.image_column = {wanted} is no column of encoded pictures in {uri}: {_described(schema)}"
+                f"data.image_column = {wanted} is no column of encoded images in {uri}: {_described(schema)}"
             )
         return wanted
     likely = [name for name in holders if name.lower() in _IMAGE_NAMES]
     if len(holders) != 1 and len(likely) != 1:
         found = f"several columns ({', '.join(holders)}) that may hold" if holders else "no column that holds"
         raise UserError(
-            f"{uri} has {found} encoded pictures; set data.image_column to one of type binary: {_described(schema)}"
+            f"{uri} has {found} encoded images; set data.image_column to one of type binary: {_described(schema)}"
         )
     return holders[0] if len(holders) == 1 else likely[0]
 
@@ -151,9 +153,9 @@ def _class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return [str(name) for name in names]
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _is_binary(kind: pa.DataType) -> bool:
