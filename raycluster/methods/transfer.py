@@ -16,6 +16,7 @@ from pydantic import Field
 from raycluster.config import settings
 from raycluster.data.sampling import one_visit_each
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.types import Assignments, Features, Head, UserError
 
 
@@ -69,7 +70,7 @@ class Method:
 
 def _read(run_dir: str) -> NDArray[np.int32]:
     """(heads, N) labels by sample id."""
-    files = storage.list_files(storage.join(run_dir, "assignments"))
+    files = storage.list_files(RunPaths(run_dir).assignments)
     table = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in files])
     table = table.sort_by("sample")
     return np.stack([table[name].to_numpy() for name in table.column_names if name.startswith("label_")])

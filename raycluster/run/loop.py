@@ -22,6 +22,7 @@ from raycluster.events import Event, Finished, Progress, Round, Saved, Started, 
 from raycluster.features.extraction import SkippedImage
 from raycluster.features.online import OnlineFeatureBank
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.models.export import export
 from raycluster.run.checkpoint_policy import CheckpointPolicy, checkpoint, sync_skipped
 from raycluster.run.directory import read_report, write_assignments, write_lines, write_report, write_skipped
@@ -77,7 +78,7 @@ def _open_online_features(run: Run, state: State) -> OnlineFeatureBank | None:
         return None
     training = run.config.training
     online_features = OnlineFeatureBank(
-        storage.join(run.config.run.dir, "online-features"), copies=training.rows_per_microbatch // training.microbatch
+        RunPaths(run.config.run.dir).online_features, copies=training.rows_per_microbatch // training.microbatch
     )
     online_features.read(run.workers, run.position(state.round, state.step))
     return online_features
@@ -220,7 +221,7 @@ def finish_round(run: Run, state: State, judgement: dict[str, float]) -> Round:
 
 def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
-    write_lines(run.config.run.dir, "metrics.jsonl", state.records)
+    write_lines(RunPaths(run.config.run.dir).metrics, state.records)
     write_skipped(run.config.run.dir, run.dataset.manifest, state.skipped)
     write_assignments(run.config.run.dir, run.dataset.manifest, state.assignments.labels)
 
@@ -252,5 +253,5 @@ def finish(run: Run, state: State) -> Iterator[Event]:
 def write_export(run: Run, state: State) -> None:
     """backbone.safetensors and backbone.json: what `raycluster.load_backbone` reads."""
     weights, description = export(state.network.backbone, asdict(run.config))
-    storage.write_bytes(storage.join(run.config.run.dir, "backbone.safetensors"), weights)
-    storage.write_bytes(storage.join(run.config.run.dir, "backbone.json"), description)
+    storage.write_bytes(RunPaths(run.config.run.dir).backbone_weights, weights)
+    storage.write_bytes(RunPaths(run.config.run.dir).backbone_description, description)

@@ -14,6 +14,7 @@ from raycluster.config import dump, from_tree
 from raycluster.config.errors import format_value, plain
 from raycluster.data.manifest import DataSettings
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.run.directory import read_report, write_config
 from raycluster.run.state import Config
 from raycluster.seeding import generator
@@ -68,7 +69,7 @@ def make_trial(sweep: SweepConfig, number: int, values: Values, seed: int) -> Tr
     for key, value in values.items():
         _set(tree, key.split("."), plain(value))
     repeated = f"-seed{seed}" if sweep.sweep.seeds > 1 else ""
-    tree["run"]["dir"] = storage.join(sweep.run.dir, "trials", f"{number:03d}{repeated}")
+    tree["run"]["dir"] = RunPaths(sweep.run.dir).trial(f"{number:03d}{repeated}").directory
     tree["seed"] = seed
     tree["evaluation"]["every_rounds"] = max(1, sweep.evaluation.every_rounds)
     told_as = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
@@ -160,12 +161,12 @@ def _behaviour(config: Config) -> str:
 def manifest_uri(sweep: SweepConfig, data: DataSettings) -> str:
     """Where the images of `data` are listed for all trials that have them; those of evaluation.test_uri lie beside."""
     digest = sha256(dump(data).encode()).hexdigest()[:8]
-    return storage.join(sweep.run.dir, "data", digest, "manifest.parquet")
+    return RunPaths(sweep.run.dir).trial_data(digest).manifest
 
 
 def ensure_prepared(sweep: SweepConfig, trial: Trial) -> None:
     """Make its run directory ready to start, with copies of the manifests of its data; one that is ready stays."""
-    if storage.exists(storage.join(trial.run_dir, "config.yaml")):
+    if storage.exists(RunPaths(trial.run_dir).config):
         return
     folder = storage.parent(manifest_uri(sweep, trial.config.data))
     for uri in storage.list_files(folder) if storage.exists(folder) else []:
@@ -176,7 +177,7 @@ def ensure_prepared(sweep: SweepConfig, trial: Trial) -> None:
 
 def read_history(trial: Trial) -> History:
     """What its run directory tells."""
-    uri = storage.join(trial.run_dir, "metrics.jsonl")
+    uri = RunPaths(trial.run_dir).metrics
     lines = storage.read_bytes(uri).decode().splitlines() if storage.exists(uri) else []
     outcome = "finished" if read_report(trial.run_dir) is not None else ""  # what failed may be tried again
     return History({record["round"]: record for record in map(json.loads, lines)}, outcome)
