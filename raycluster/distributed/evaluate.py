@@ -86,7 +86,7 @@ def agreement_with_run(run_dir: str, manifest: Manifest) -> dict[str, dict[str, 
 
 
 def _same_content(one: Manifest, samples: NDArray[np.int64], other: Manifest, others: NDArray[np.int64]) -> bool:
-    """Whether one[samples[i]] and other[others[i]] have equal bytes, for evenly spread i; unreadable pairs are skipped."""
+    """Whether one[samples[i]] and other[others[i]] have equal bytes, for evenly spread i; skips unreadable pairs."""
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(COMPARED, len(samples))).astype(np.int64))
     try:
         pairs = [

@@ -76,8 +76,7 @@ class OnlineFeatureBank:
         """
         workers.run_on_rank_zero(prune, self._folder, position + 1, 10**9)
         for uri in workers.shard(_files(self._folder)):
-            saved = read_npz(uri, FeatureRows._fields)
-            self._rows.append(FeatureRows(**saved))
+            self._rows.append(FeatureRows(**read_npz(uri, FeatureRows._fields)))
         self._written = len(self._rows)
 
     def put(

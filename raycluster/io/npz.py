@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from raycluster.io import storage
 from raycluster.types import UserError
 
 
-def read_npz(uri: str, names: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+def read_npz(uri: str, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The arrays `names` of an .npz file. Raises UserError if there is no file, it is damaged, or it lacks an array."""
     data = storage.read_bytes(uri)
     try:
@@ -25,5 +26,5 @@ def read_npz(uri: str, names: Sequence[str]) -> dict[str, NDArray[np.generic]]:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{storage.shown(uri)} is damaged or of another program: {cause}; wanted an .npz file with the arrays "
-            f"{', '.join(names)}"
+            f"{', '.join(names)}; restore it from a copy"
         ) from None

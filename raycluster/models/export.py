@@ -21,8 +21,8 @@ from raycluster.types import UserError
 def export(backbone: Backbone, settings: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """(content of backbone.safetensors, content of backbone.json).
 
-    settings: the resolved configuration; `load_backbone` needs its section `model`. Residual networks have the parameter
-    names of torchvision, so `torchvision.models.resnet50().load_state_dict(..., strict=False)` accepts the weights.
+    settings: the resolved configuration; `load_backbone` needs its section `model`. Residual networks use torchvision's
+    parameter names, so `torchvision.models.resnet50().load_state_dict(..., strict=False)` accepts the weights.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.body.state_dict().items()}
     content = safetensors.torch.save(weights)

@@ -52,8 +52,8 @@ class Status:
     workers: size of the worker group. processes: {"job", "train" or "features": ["host:pid", ...]}. started_at,
     updated_at: seconds since 1970, of the whole run and of this file. seconds_left: estimate, None before there is one.
     worker_seconds: paid so far. worker_seconds_per_epoch: None before the first epoch is complete. skipped: images.
-    note: what the run waits for or recovers from, "" if nothing. saved: the newest checkpoint of this job. lost: failures
-    in order.
+    note: what the run waits for or recovers from, "" if nothing. saved: the newest checkpoint of this job. lost:
+    failures in order.
     """
 
     phase: str = "starting"

@@ -1,4 +1,4 @@
-"""Checkpoints independent of the number of workers: one file each, written atomically, with its checksum in its name."""
+"""Checkpoints independent of the number of workers: one file each, written atomically, its checksum in its name."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def load_newest(run_dir: str, device: torch.device) -> dict[str, Any] | None:
     if uris:
         folder, names = RunPaths(run_dir).checkpoints, [uri.split("?")[0].rpartition("/")[2] for uri in uris]
         raise UserError(
-            f"none of the {len(uris)} checkpoints in {folder} is intact: {', '.join(names)}; restore one from a copy, or "
-            f"delete the folder {folder} to start again from the beginning"
+            f"none of the {len(uris)} checkpoints in {folder} is intact: {', '.join(names)}; restore one from a copy, "
+            f"or delete the folder {folder} to start again from the beginning"
         )
     return None
 
@@ -103,8 +103,8 @@ def _read(uri: str, device: torch.device) -> dict[str, Any] | None:
         return None
     if found.get("version") != _VERSION:
         raise UserError(
-            f"checkpoint {uri} has format version {found.get('version')}; wanted {_VERSION}. Resume with the version of "
-            "raycluster that wrote it, or choose another run.dir"
+            f"checkpoint {uri} has format version {found.get('version')}; wanted {_VERSION}. Resume with the version "
+            "of raycluster that wrote it, or choose another run.dir"
         )
     state: dict[str, Any] = found["state"]
     return state

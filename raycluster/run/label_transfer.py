@@ -22,7 +22,7 @@ def transfer_config(words: Sequence[str]) -> Config:
     """The configuration of the run RUN in the word `labels=RUN`, changed to learn its labels from scratch.
 
     words: `labels=RUN` and overrides. run.dir is RUN-on-MODEL unless given. The run directory is validated and
-    initialized, so that fit(config) can follow. Raises UserError if RUN has no labels, or other images than the new run.
+    initialized, so that fit(config) can follow. Raises UserError if RUN has no labels or other images than the new run.
     """
     found = [word.removeprefix("labels=") for word in words if word.startswith("labels=")]
     if len(found) != 1 or not storage.exists(RunPaths(found[0]).config):

@@ -39,8 +39,8 @@ class Lease:
     """Which job works on a run directory.
 
     token: of the job. machine: boot and process namespace of its process, equal for two processes that can see each
-    other. process_start_time: in clock ticks since boot, as a pid may be reused. job: Ray job id, "" outside one. since,
-    heartbeat_at: seconds since 1970 by the clock of the holder.
+    other. process_start_time: in clock ticks since boot, as a pid may be reused. job: Ray job id, "" outside one.
+    since, heartbeat_at: seconds since 1970 by the clock of the holder.
     """
 
     token: str
@@ -175,7 +175,7 @@ def _process_start_time(pid: int) -> str:
 
 
 def _stat(pid: int, index: int) -> str:
-    """Field of /proc/PID/stat, counted from the one after the name: 0 is the state, 19 the start time; "" if unknown."""
+    """Field of /proc/PID/stat, counted from the one after the name: 0 is the state, 19 the start time; or ""."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[index]
     return ""

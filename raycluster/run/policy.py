@@ -24,7 +24,7 @@ class ClusterObservation:
 
     stop: the job was asked to stop. resize: Ray waits for permission to restart with another number of workers.
     notice_seconds: until a node of the worker group is taken away, None if no node will be. unsaved_seconds: since the
-    last checkpoint was begun. saved_since_notice: a checkpoint was begun after the notice. saving: a checkpoint is being
+    last checkpoint was begun. saved_since_notice: a checkpoint was begun after the notice. saving: one is being
     written. saving_seconds: duration of the last write. checkpoint_seconds: configured interval.
     """
 
@@ -162,7 +162,7 @@ class LeaseObservation:
     """The lease of another job on the run directory, as seen by the job that wants it.
 
     alive: whether the other process lives, None if it is on another machine. age_seconds: since its last heartbeat, by
-    the clocks of both machines. watched_seconds: time spent watching the lease. heartbeat_seen: a heartbeat in that time.
+    the clocks of both machines. watched_seconds: for how long this job has watched. heartbeat_seen: in that time.
     """
 
     alive: bool | None

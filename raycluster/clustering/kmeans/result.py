@@ -49,8 +49,8 @@ class KMeans:
 
 def load_kmeans(uri: str) -> KMeans:
     """The clustering that `KMeans.save` wrote to a path or URI. Raises UserError if there is none, or it is damaged."""
-    found = read_npz(os.fspath(uri), [field.name for field in fields(KMeans)])
-    arrays = {name: found.pop(name) for name in ("centroids", "samples", "labels", "sizes")}
+    found: dict[str, Any] = read_npz(os.fspath(uri), [field.name for field in fields(KMeans)])
+    arrays: dict[str, Any] = {name: found.pop(name) for name in ("centroids", "samples", "labels", "sizes")}
     return KMeans(**arrays, **{name: value.tolist() for name, value in found.items()})
 
 
