@@ -109,6 +109,11 @@ class RunPaths:
         return self._join("best.yaml")
 
     @property
+    def best_link(self) -> str:
+        """Link to the run directory of the best trial, on a local file system."""
+        return self._join("best")
+
+    @property
     def best_rerun(self) -> RunPaths:
         """Where `best_config` runs."""
         return RunPaths(self._join("best-again"))

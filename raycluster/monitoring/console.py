@@ -179,12 +179,13 @@ def agreement_table(rows: dict[str, dict[str, float]] | None) -> str:
 
 def grid(corner: str, rows: dict[str, dict[str, str]]) -> str:
     """A table of text with aligned columns; corner: the title of the first one."""
-    names = list(next(iter(rows.values())))
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
     first = max(len(text) for text in (corner, *rows)) + 2
-    widths = [max(len(name), *(len(row[name]) for row in rows.values())) + 2 for name in names]
+    widths = [max(len(name), *(len(row.get(name, "")) for row in rows.values())) + 2 for name in names]
     lines = [corner.ljust(first) + "".join(name.rjust(width) for name, width in zip(names, widths, strict=True))]
     for title, row in rows.items():
         lines.append(
-            title.ljust(first) + "".join(row[name].rjust(width) for name, width in zip(names, widths, strict=True))
+            title.ljust(first)
+            + "".join(row.get(name, "").rjust(width) for name, width in zip(names, widths, strict=True))
         )
     return "\n".join(lines)

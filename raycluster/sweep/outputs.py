@@ -25,7 +25,7 @@ def write_outputs(sweep: Sweep) -> None:
     best = sweep.best()
     if best is not None:
         storage.write_bytes(paths.best_config, _best_yaml(sweep, best).encode())
-        _link(paths.directory, best.rows[0].trial)
+        _link(paths, best.rows[0].trial)
 
 
 def as_json(sweep: Sweep) -> dict[str, Any]:
@@ -71,16 +71,16 @@ def _best_yaml(sweep: Sweep, best: Combination) -> str:
     return ready_to_run(best.rows[0].trial, paths.best_rerun.directory, head)
 
 
-def _link(run_dir: str, trial: Trial) -> None:
+def _link(paths: RunPaths, trial: Trial) -> None:
     """RUN/best, where the file system has links; elsewhere sweep.json names it."""
-    filesystem, path = storage.filesystem(run_dir)
+    filesystem, link = storage.filesystem(paths.best_link)
     if filesystem.type_name != "local":
         return
-    target, temporary = os.path.join("trials", trial.name), os.path.join(path, ".best.part")
+    target, temporary = os.path.relpath(storage.filesystem(trial.run_dir)[1], os.path.dirname(link)), f"{link}.part"
     with suppress(FileNotFoundError):
         os.unlink(temporary)
     os.symlink(target, temporary)
-    os.replace(temporary, os.path.join(path, "best"))
+    os.replace(temporary, link)
 
 
 def trial_line(sweep: Sweep, trial: Trial) -> str:

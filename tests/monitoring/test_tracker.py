@@ -86,9 +86,7 @@ def test_consequences_of_a_loss_are_not_counted_again() -> None:
 
 def test_a_restart_that_nobody_announced_is_one() -> None:
     _, status = tracked((1.0, started()), (2.0, training(1)), (9.0, started()))
-    assert [(loss.what, loss.steps_repeated) for loss in status.lost] == [
-        ("the training workers were restarted", 1)
-    ]
+    assert [(loss.what, loss.steps_repeated) for loss in status.lost] == [("the training workers were restarted", 1)]
 
 
 def test_lost_shards_are_repeated_until_all_are_there_again() -> None:

@@ -49,7 +49,8 @@ def test_a_preemption_notice_causes_a_checkpoint_and_training_continues(tiny: Ti
     (saved,) = saved_within_rounds(events)
     assert 1 < saved.step <= 1 + 8
     assert workers.restart_allowed_after == 0
-    assert any(isinstance(event, StatusNote) and "a node is taken away in 100 s: saved" in event.text for event in events)
+    notes = [event.text for event in events if isinstance(event, StatusNote)]
+    assert "a node is taken away in 100 s: saved" in notes
 
 
 def test_before_a_node_is_taken_away_everything_is_saved_and_training_pauses(tiny: Tiny, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_a_pid_may_be_reused(tmp_path: Path) -> None:
     with acquire_lease(str(tmp_path), lost=never):
         mine = read_lease(str(tmp_path))
     assert mine is not None
-    Path(RunPaths(str(tmp_path)).lease).write_text(json.dumps(asdict(replace(mine, token="other", process_start_time="1"))))
+    other = replace(mine, token="other", process_start_time="1")
+    Path(RunPaths(str(tmp_path)).lease).write_text(json.dumps(asdict(other)))
     with acquire_lease(str(tmp_path), lost=never, notify=never):
         pass
 
