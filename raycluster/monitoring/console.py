@@ -182,10 +182,8 @@ def grid(corner: str, rows: dict[str, dict[str, str]]) -> str:
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     first = max(len(text) for text in (corner, *rows)) + 2
     widths = [max(len(name), *(len(row.get(name, "")) for row in rows.values())) + 2 for name in names]
-    lines = [corner.ljust(first) + "".join(name.rjust(width) for name, width in zip(names, widths, strict=True))]
-    for title, row in rows.items():
-        lines.append(
-            title.ljust(first)
-            + "".join(row.get(name, "").rjust(width) for name, width in zip(names, widths, strict=True))
-        )
+    lines = []
+    for title, row in {corner: {name: name for name in names}, **rows}.items():
+        cells = (row.get(name, "").rjust(width) for name, width in zip(names, widths, strict=True))
+        lines.append(title.ljust(first) + "".join(cells))
     return "\n".join(lines)

@@ -28,10 +28,13 @@ def test_summary_without_labels() -> None:
 
 
 def test_tables() -> None:
-    assert table({"conv1": {"knn_accuracy": 0.5, "linear_probe_accuracy": 0.25}, "conv2": {"knn_accuracy": 1.0}}) == (
-        "accuracy, %    knn  linear probe\nconv1         50.0          25.0\nconv2        100.0              "
-    )
-    assert agreement_table({"label_0": {"nmi": 0.5}}) == "agreement    nmi\nlabel_0    0.500"
+    accuracies = {"conv1": {"knn_accuracy": 0.5, "linear_probe_accuracy": 0.25}, "conv2": {"knn_accuracy": 1.0}}
+    assert [line.rstrip() for line in table(accuracies).splitlines()] == [
+        "accuracy, %      knn  linear probe",
+        "conv1           50.0          25.0",
+        "conv2          100.0",
+    ]
+    assert agreement_table({"label_0": {"nmi": 0.5}}) == "agreement      nmi\nlabel_0      0.500"
     assert agreement_table(None).startswith("agreement: not computed, these are other images than the run's")
 
 
