@@ -1,8 +1,8 @@
-"""How far a run is, who works on it, what was lost and repeated, what is left and what it costs.
+"""Progress, workers, failures, time left and cost of a run.
 
     python jobs/status.py RUN [price=0.80]
 
-RUN is a run directory or URI; price is that of a worker-hour. Says so when a run is dead: no sign of it for a minute.
+RUN is a run directory or URI; price is that of a worker-hour. A run without a heartbeat for 60 s is reported as dead.
 """
 
 import time

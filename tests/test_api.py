@@ -70,7 +70,7 @@ def test_predict_save_and_load(tmp_path: Path) -> None:
     assert np.array_equal(again.predict(torch.from_numpy(rows)), found.labels)
     assert again.inertia == found.inertia and again.spherical and again.engine == found.engine
     (tmp_path / "other").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="not a saved clustering"):
+    with pytest.raises(UserError, match="damaged or of another program"):
         raycluster.load_kmeans(str(tmp_path / "other"))
 
 

@@ -1,4 +1,4 @@
-"""Clustering files of embeddings into files of labels: a command that says how far it is and goes on where it was."""
+"""Clusters files of embeddings into files of labels; reports progress and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from raycluster.config import NonEmpty, Seed, settings
 from raycluster.evaluation.metrics.balance import balance
 from raycluster.features.arrays import as_features
 from raycluster.io import storage
+from raycluster.io.npz import read_npz
 from raycluster.types import Features, UserError
 
-_FREE = ("out", "engine", "actors", "max_block_bytes")  # none of them changes the result
-_KEPT = ("centroids", "velocity", "sizes", "inertia")
+_FREE = ("out", "engine", "actors", "max_block_bytes")  # they do not change the result
+_ARRAYS = ("centroids", "velocity", "sizes", "inertia")
 
 
 @settings
 class ClusterSettings:
-    """What to cluster and where to put it.
+    """Settings of a clustering of embeddings.
 
     embeddings: .npy or Parquet file, or a folder of them, at a path or URI. out: folder or URI of the results. column:
-    of Parquet files, null for the only one that fits. iterations: at most. init, spherical, seed, engine, plain: see
-    `raycluster.kmeans`. whiten: columns to whiten to first, null to take the rows as they are. actors: of a Ray cluster
-    that share the rows, the same result to the bit; 0 to work in this process. max_block_bytes: rows that an actor
-    reads at a time.
+    of Parquet files, null for the only one that fits. iterations: maximum. init, spherical, seed, engine, plain: see
+    `raycluster.kmeans`. whiten: columns to whiten to first, null for no whitening. actors: of a Ray cluster that the
+    rows are sharded over, with bitwise identical results; 0 to work in this process. max_block_bytes: size of the rows
+    that an actor reads at a time.
     """
 
     embeddings: NonEmpty
@@ -56,14 +57,14 @@ class ClusterSettings:
 
 
 def cluster(config: ClusterSettings) -> str:
-    """Write kmeans.npz, labels.parquet and progress.jsonl; an interrupted call goes on. Returns what to print."""
+    """Write kmeans.npz, labels.parquet and progress.jsonl, or resume an interrupted call. Returns what to print."""
     with _opened(config) as features:
         return _cluster(config, features)
 
 
 @contextmanager
 def _opened(config: ClusterSettings) -> Iterator[Features]:
-    if config.actors:  # loaded by name: who asks for no actors need not load Ray
+    if config.actors:  # by name, so that Ray is loaded for actors only
         limits = {"num_actors": config.actors, "max_block_bytes": config.max_block_bytes}
         pooled_files = import_module("raycluster.distributed.features.dataset").pooled_files
         with pooled_files(config.embeddings, config.column, **limits) as features:
@@ -101,7 +102,7 @@ def _cluster(config: ClusterSettings, features: Features) -> str:
 
 
 def _fingerprint(config: ClusterSettings) -> str:
-    """Names everything that decides the result."""
+    """16 hex digits that identify all settings that change the result."""
     deciding = {name: value for name, value in asdict(config).items() if name not in _FREE}
     return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -112,29 +113,36 @@ def _state_uri(config: ClusterSettings) -> str:
 
 def _write_state(config: ClusterSettings, state: LloydState) -> None:
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.asarray(getattr(state, name)) for name in _KEPT}
+    arrays: dict[str, Any] = {name: np.asarray(getattr(state, name)) for name in _ARRAYS}
     numbers = np.array([state.iteration, state.num_repaired])
     np.savez(buffer, numbers=numbers, fingerprint=np.array(_fingerprint(config)), **arrays)
     storage.write_bytes(_state_uri(config), buffer.getvalue())
 
 
 def _resume(config: ClusterSettings) -> LloydState | None:
-    """Where an interrupted call with the same settings was; UserError if `out` holds a call with others."""
+    """State of an interrupted call with the same settings; None if there is none or it is damaged.
+
+    Raises UserError if `out` holds a clustering with other settings.
+    """
     if not storage.exists(_state_uri(config)):
         return None
-    with np.load(io.BytesIO(storage.read_bytes(_state_uri(config)))) as saved:
-        if str(saved["fingerprint"]) != _fingerprint(config):
-            raise UserError(
-                f"{storage.shown(config.out)} holds a clustering with other settings: choose another out, or delete it"
-            )
-        iteration, num_repaired = saved["numbers"].tolist()
-        centroids, velocity, sizes, inertia = (saved[name] for name in _KEPT)
+    try:
+        saved = read_npz(_state_uri(config), ("numbers", "fingerprint", *_ARRAYS))
+    except UserError as error:
+        print(f"{error}; clustering starts again from the beginning", flush=True)
+        return None
+    if str(saved["fingerprint"]) != _fingerprint(config):
+        raise UserError(
+            f"{storage.shown(config.out)} holds a clustering with other settings: choose another out, or delete it"
+        )
+    iteration, num_repaired = saved["numbers"].tolist()
+    centroids, velocity, sizes, inertia = (saved[name] for name in _ARRAYS)
     return LloydState(iteration, centroids, velocity, sizes, inertia.tolist(), num_repaired)
 
 
 def _lines(config: ClusterSettings) -> list[str]:
     uri = storage.join(config.out, "progress.jsonl")
-    return storage.read_bytes(uri).decode().splitlines() if storage.exists(uri) else []
+    return storage.read_bytes(uri).decode(errors="replace").splitlines() if storage.exists(uri) else []
 
 
 def _write(config: ClusterSettings, found: KMeans) -> str:

@@ -28,6 +28,7 @@ from raycluster.events import Event, Round
 from raycluster.io import storage
 from raycluster.monitoring.console import ConsoleReporter
 from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.directory import read_config_text
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config, Elastic
 from raycluster.sweep.config import SweepConfig
@@ -231,7 +232,7 @@ def _run_trial(
     """The very same run as `jobs/pretrain.py` makes of the configuration in the run directory."""
     prepare_process()
     run_dir = trial["run_dir"]
-    config = parse(Config, storage.read_bytes(storage.join(run_dir, "config.yaml")).decode())
+    config = parse(Config, read_config_text(run_dir))
     reporter = _TrialReporter(config, trial["name"], stop_requests)
     try:
         if config.run.workers_wanted()[1]:

@@ -19,7 +19,7 @@ from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.transforms import View
 from raycluster.evaluation.metrics import label_free
 from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
-from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.models.backbone import Backbone
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import generator
@@ -102,8 +102,8 @@ class Evaluation:
         if self.settings.test_uri is None:
             return None
         data = replace(dataset.settings, uri=self.settings.test_uri)
-        name = f"manifest-test-{sha256(repr(data).encode()).hexdigest()[:8]}.parquet"
-        return open_dataset(data, storage.join(self.directory, name), self.workers, dataset.seed)
+        uri = RunPaths(self.directory).test_manifest(sha256(repr(data).encode()).hexdigest()[:8])
+        return open_dataset(data, uri, self.workers, dataset.seed)
 
     def check(self, dataset: ImageDataset) -> None:
         """UserError if these images, or those of `test_uri`, have no labels to evaluate with."""

@@ -1,8 +1,8 @@
-"""Features gathered while training, in place of a pass over all images: of each sample those of its latest visit.
+"""Features gathered during training instead of a pass over all images: of each sample those of its latest visit.
 
-They are what the heads read there: of the augmented picture, in training mode, with the weights of that moment. Which
-visit is the latest follows from the epoch plan alone, and rows are written beside every checkpoint, so that neither
-workers nor interruptions change what a round is assigned from.
+They are the inputs of the heads: of the augmented image, in training mode, with the weights of that step. Which visit
+is the latest follows from the epoch plan alone, and rows are written with every checkpoint. Hence neither the number of
+workers nor interruptions change the features that a round is assigned from.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raycluster.io import storage
+from raycluster.io.npz import read_npz
 from raycluster.runtime.workers import Workers
 from raycluster.types import Block
 
@@ -35,23 +36,23 @@ class FeatureRows(NamedTuple):
 
 
 class OnlineFeatureBank:
-    """What this worker gathered. Call it before each forward pass of the heads, as a hook; `register_batch` says who is there.
+    """The features this worker gathered: a forward pre-hook of the heads. `register_batch` precedes each forward pass.
 
-    folder: where rows are written. copies: rows that the network sees of one image, of which the first counts.
+    folder: URI where rows are written. copies: rows per image that the network sees; the first one is kept.
     """
 
     def __init__(self, folder: str, *, copies: int = 1) -> None:
         self._folder, self._copies = folder, copies
         self._expected: deque[tuple[NDArray[np.int64], NDArray[np.int64]]] = deque()
         self._rows: list[FeatureRows] = []
-        self._written = 0  # how many of `_rows` lie in files
+        self._written = 0  # number of `_rows` that are in files
 
     def register_batch(self, samples: NDArray[np.int64], first_time: int) -> None:
-        """The next microbatch that goes through the network; its rows have consecutive times."""
+        """Announce the next microbatch: (n,) sample ids; its rows have consecutive times from `first_time`."""
         self._expected.append((samples, first_time + np.arange(len(samples))))
 
     def __call__(self, heads: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Keep what the heads are about to read: (rows, D) before its ReLU."""
+        """Keep the input of the heads: (rows, D) before its ReLU."""
         values = inputs[0].detach()[:: self._copies].relu().cpu().half().numpy()
         while len(values):
             samples, times = self._expected.popleft()
@@ -59,7 +60,7 @@ class OnlineFeatureBank:
             self._rows.append(FeatureRows(samples, times, here))
 
     def write(self, position: int) -> None:
-        """Write what is new; position: optimiser steps done in the run."""
+        """Write the rows gathered since the last write. position: optimiser steps of the run so far."""
         if self._written < len(self._rows):
             buffer = io.BytesIO()
             np.savez(buffer, **_latest(self._rows[self._written :])._asdict())
@@ -69,19 +70,21 @@ class OnlineFeatureBank:
             self._written = 1
 
     def read(self, workers: Workers, position: int) -> None:
-        """Share out what was written until `position`; what was written later will happen again. Collective."""
+        """Read the rows written up to `position`, sharded over the workers, and delete later ones. Collective.
+
+        Raises UserError if a file is damaged.
+        """
         workers.run_on_rank_zero(prune, self._folder, position + 1, 10**9)
         for uri in workers.shard(_files(self._folder)):
-            with np.load(io.BytesIO(storage.read_bytes(uri))) as saved:
-                self._rows.append(FeatureRows(saved["samples"], saved["times"], saved["values"]))
+            self._rows.append(FeatureRows(**read_npz(uri, FeatureRows._fields)))
         self._written = len(self._rows)
 
     def put(
         self, workers: Workers, version: str, shards: Sequence[tuple[int, int]], left_out: NDArray[np.int64]
     ) -> list[int]:
-        """Hand over all rows of shards whose every sample was visited; returns the other shards. Collective.
+        """Put the rows of all shards whose samples were all visited; returns the other shards. Collective.
 
-        left_out: sample ids of which there never are features.
+        version: of the features. shards: (start, stop) sample ids. left_out: ids of samples without features.
         """
         mine = _latest(self._rows)
         latest = np.full(shards[-1][1], -1, np.int64)
@@ -90,8 +93,8 @@ class OnlineFeatureBank:
         starts = np.array([start for start, _ in shards])
         unknown = np.setdiff1d(np.flatnonzero(latest < 0), left_out)
         rest = np.unique(np.searchsorted(starts, unknown, side="right") - 1)
-        broken = np.isin(mine.samples, left_out)  # what was black in training
-        # Several workers may hold parts of a shard, so each has numbers of its own for its blocks.
+        broken = np.isin(mine.samples, left_out)  # unreadable: black in training
+        # Several workers may hold parts of a shard, so block numbers are unique per worker.
         (number,) = workers.shard(range(len(workers.all_gather([None]))))
         blocks = {
             len(shards) * (1 + number) + shard: block
@@ -106,7 +109,7 @@ class OnlineFeatureBank:
 
 
 def _latest(rows: Sequence[FeatureRows]) -> FeatureRows:
-    """One row of each sample, in the order of the samples."""
+    """The latest row of each sample, ordered by sample id."""
     if not rows:
         return FeatureRows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 1), np.float16))
     samples, times, values = (np.concatenate(parts) for parts in zip(*rows, strict=True))
@@ -116,7 +119,7 @@ def _latest(rows: Sequence[FeatureRows]) -> FeatureRows:
 
 
 def _blocks(rows: FeatureRows, kept: NDArray[np.bool_], starts: NDArray[np.int64]) -> Iterator[tuple[int, Block]]:
-    """The rows that are kept, by shard. rows: in the order of the samples. starts: first sample of each shard."""
+    """(shard, its kept rows). rows: ordered by sample id. kept: (n,) mask. starts: first sample id of each shard."""
     edges = np.append(np.searchsorted(rows.samples, starts), len(rows.samples))
     for shard, (start, stop) in enumerate(pairwise(edges.tolist())):
         at = start + np.flatnonzero(kept[start:stop])
@@ -136,7 +139,7 @@ def _position(uri: str) -> int:
 
 
 def prune(folder: str, first: int, stop: int) -> None:
-    """Delete what was written at the positions from `first` to before `stop`."""
+    """Delete the files written at positions in [first, stop)."""
     for uri in _files(folder):
         if first <= _position(uri) < stop:
             storage.delete(uri)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycluster.io import storage
-from raycluster.types import Assignments, Crops, LabelSet
+from raycluster.types import Assignments, Crops, LabelSet, UserError
 
 ROWS_PER_FILE = 1_000_000
 _NUM_CLASSES = b"num_classes"
@@ -31,10 +31,17 @@ def write_assignments(folder: str, assignments: Assignments, paths: pa.Array, cr
 
 
 def read_assignments(folder: str) -> pa.Table:
-    """The table that was written, in the order of the samples."""
+    """The table that was written, in the order of the samples. Raises UserError if a file is damaged."""
     options = {"page_checksum_verification": True}
-    parts = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), **options) for uri in storage.list_files(folder)]
-    return pa.concat_tables(parts).sort_by("sample")
+    try:
+        files = storage.list_files(folder)
+        parts = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), **options) for uri in files]
+        return pa.concat_tables(parts).sort_by("sample")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(
+            f"{folder} is damaged: {' '.join(str(error).split())}; delete it and report.json, and run the same command "
+            "to write both again"
+        ) from None
 
 
 def read_label_sets(folder: str) -> tuple[LabelSet, ...]:

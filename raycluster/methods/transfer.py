@@ -10,6 +10,7 @@ from pydantic import Field
 
 from raycluster.config import settings
 from raycluster.io.assignments import read_label_sets
+from raycluster.io.run_paths import RunPaths
 from raycluster.methods.base import AssignmentContext, BaseMethod
 from raycluster.types import Assignments, Features, LabelSet, UserError
 
@@ -18,7 +19,7 @@ from raycluster.types import Assignments, Features, LabelSet, UserError
 class Method(BaseMethod):
     """Settings of label transfer; `jobs/transfer.py` fills them in.
 
-    labels: folder of the assignments to learn, RUN/assignments. num_clusters: of each of its label sets. A round is an
+    labels: directory of the run whose assignments are learned. num_clusters: of each of its label sets. A round is an
     epoch, so that there are figures of each.
     """
 
@@ -34,7 +35,10 @@ class Method(BaseMethod):
     def assign(self, features: Features | None, context: AssignmentContext) -> Assignments:
         if context.previous is not None:
             return context.previous
-        label_sets, wanted = read_label_sets(self.labels), (len(self.num_clusters), context.num_samples)
+        label_sets, wanted = (
+            read_label_sets(RunPaths(self.labels).assignments),
+            (len(self.num_clusters), context.num_samples),
+        )
         found = (len(label_sets), len(label_sets[0].labels) if label_sets else 0)
         largest = max((int(one.labels.max(initial=-1)) for one in label_sets), default=-1)
         fits = all(one.labels.max(initial=-1) < size for one, size in zip(label_sets, self.num_clusters, strict=False))

@@ -1,1 +1,1 @@
-"""What people see of a run: status, console, TensorBoard."""
+"""Monitoring of a run: status, console, TensorBoard."""

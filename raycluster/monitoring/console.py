@@ -1,31 +1,24 @@
-"""What a run shows while it goes on and when it ends: a live line, a line a round, TensorBoard, a short table."""
+"""Console output of a run: a progress bar, one line per round, warnings, and a table of results at the end."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from raycluster.events import Event, FailureEvent, Finished, Progress, Round, Started, StatusNote
-from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
+from raycluster.monitoring.tensorboard import TensorBoard
 from raycluster.run.state import Config
-from raycluster.types import UserError
 
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}"
-SECONDS_BETWEEN_LINES = 30  # in a log file, where a live line would be thousands
-TENSORBOARD_SECONDS = 30.0  # that a round may take to be written
+SECONDS_BETWEEN_LINES = 30  # where stderr is no terminal, instead of a progress bar
 
 
 class ConsoleReporter:
-    """Listens to the events of one run and shows them. `summary` is what to print at the end."""
+    """Prints the events of one run, and writes its rounds to TensorBoard. summary: to print at the end."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -36,9 +29,10 @@ class ConsoleReporter:
         self._phase = ""
         self._last_line = time.monotonic()
         self._live = sys.stderr.isatty()
-        self._tensorboard = TensorBoard(storage.join(config.run.dir, "tensorboard"))
+        self._tensorboard = TensorBoard(RunPaths(config.run.dir).tensorboard)
 
     def handle(self, event: Event) -> None:
+        """Print an event."""
         if isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, Started):
@@ -90,72 +84,23 @@ class ConsoleReporter:
         self._bar = None
 
     def close(self) -> None:
+        """Clear the progress bar and close TensorBoard."""
         self._close_bar()
         self._tensorboard.close()
 
 
-class TensorBoard:
-    """Event files through the standard writer; for a bucket they are written beside and copied after each round.
-
-    The writer waits for its own thread, which dies of a full disk: it is waited for a while, and then done without.
-    """
-
-    def __init__(self, uri: str) -> None:
-        filesystem, path = storage.filesystem(uri)
-        self._target = None if filesystem.type_name == "local" else uri
-        self._folder = Path(path if self._target is None else tempfile.mkdtemp(prefix="tensorboard-"))
-        self._writer: SummaryWriter | None = None
-        self._works = True
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add the figures of a round."""
-        self._within_seconds(lambda: self._write(record))
-
-    def _within_seconds(self, task: Callable[[], None]) -> None:
-        done = threading.Event()
-
-        def attempt() -> None:
-            with suppress(OSError):
-                task()
-                done.set()
-
-        if self._works:
-            threading.Thread(target=attempt, name="tensorboard", daemon=True).start()
-            self._works = done.wait(TENSORBOARD_SECONDS)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._folder), purge_step=record["step"])
-        for name, value in record.items():
-            if isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()
-        self._copy()
-
-    def _copy(self) -> None:
-        if self._target is not None:
-            with suppress(UserError):  # the next round copies everything again
-                for file in self._folder.iterdir():
-                    storage.write_bytes(storage.join(self._target, file.name), file.read_bytes())
-
-    def close(self) -> None:
-        """End the files."""
-        if self._writer is not None:
-            self._within_seconds(self._writer.close)
-
-
 def started_line(event: Started, run_dir: str) -> str:
-    """What begins, or where it goes on."""
+    """What starts, or from where it resumes."""
     first, last = event.rounds[event.round]
     workers = f", {event.num_workers} workers" if event.num_workers > 1 else ""
     if event.round or event.step:
         where = f"round {event.round + 1} of {len(event.rounds)}, step {event.step} of {last - first}"
-        return f"{run_dir}: going on in {where}{workers}"
+        return f"{run_dir}: resuming in {where}{workers}"
     return f"{run_dir}: {event.num_samples} images, {len(event.rounds)} rounds, {event.rounds[-1][1]} steps{workers}"
 
 
 def round_line(record: dict[str, Any]) -> str:
-    """One round in one line."""
+    """The metrics of one round on one line."""
     parts = [
         f"round {record['round'] + 1:>3}",
         f"epoch {record['epoch']:.4g}",
@@ -197,21 +142,20 @@ def _size_warnings(record: dict[str, Any]) -> list[str]:
 
 
 def summary(report: dict[str, Any], run_dir: str) -> str:
-    """The short table at the end."""
+    """Results of a finished run: images, loss, accuracies of the probes, agreement with the true labels."""
     last = report["last_round"]
-    lines = [
-        f"{report['images']} images ({report['skipped']} skipped), {report['rounds']} rounds, loss {last['loss']:.3f}"
-    ]
+    loss = f", loss {last['loss']:.3f}" if "loss" in last else ""
+    lines = [f"{report['images']} images ({report['skipped']} skipped), {report['rounds']} rounds{loss}"]
     accuracies: dict[str, dict[str, float]] = report.get("accuracies", {})
     if accuracies:
         lines += ["", table(accuracies)]
     if "nmi_labels" in last:
-        lines += ["", f"NMI of the clusters with the true labels {last['nmi_labels']:.3f} (arithmetic)"]
+        lines += ["", f"NMI between clusters and true labels {last['nmi_labels']:.3f} (arithmetic)"]
     return "\n".join([*lines, "", f"run directory: {run_dir}"])
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Accuracies (shares) as percent: a row per network or layer, a column per probe."""
+    """Accuracies (fractions) in percent: a row per network or layer, a column per probe."""
     percent = {
         row: {
             name.removesuffix("_accuracy").replace("_", " "): f"{100 * value:.1f}"
@@ -223,26 +167,23 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return grid("accuracy, %", percent)
 
 
-def agreement_table(rows: dict[str, dict[str, float]]) -> str:
-    """Agreement of each head's clusters with the true labels."""
-    figures = {
-        row: {name.replace("_", " "): f"{value:.3f}" for name, value in values.items()} for row, values in rows.items()
-    }
-    return (
-        grid("agreement", figures)
-        if figures
-        else ("agreement: none of the run's pictures is among those evaluated, going by their paths")
+def agreement_table(rows: dict[str, dict[str, float]] | None) -> str:
+    """Agreement of each head's clusters with the true labels. None: the images are not those of the run."""
+    if rows is None:
+        return "agreement: not computed, these are other images than the run's, or those can no longer be read"
+    return grid(
+        "agreement",
+        {head: {name.replace("_", " "): f"{value:.3f}" for name, value in row.items()} for head, row in rows.items()},
     )
 
 
 def grid(corner: str, rows: dict[str, dict[str, str]]) -> str:
-    """Rows and columns of text, aligned."""
-    names = list(next(iter(rows.values())))
+    """A table of text with aligned columns; corner: the title of the first one."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
     first = max(len(text) for text in (corner, *rows)) + 2
-    widths = [max(len(name), *(len(row[name]) for row in rows.values())) + 2 for name in names]
-    lines = [corner.ljust(first) + "".join(name.rjust(width) for name, width in zip(names, widths, strict=True))]
-    for title, row in rows.items():
-        lines.append(
-            title.ljust(first) + "".join(row[name].rjust(width) for name, width in zip(names, widths, strict=True))
-        )
+    widths = [max(len(name), *(len(row.get(name, "")) for row in rows.values())) + 2 for name in names]
+    lines = []
+    for title, row in {corner: {name: name for name in names}, **rows}.items():
+        cells = (row.get(name, "").rjust(width) for name, width in zip(names, widths, strict=True))
+        lines.append(title.ljust(first) + "".join(cells))
     return "\n".join(lines)

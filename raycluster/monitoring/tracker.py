@@ -1,4 +1,4 @@
-"""From the events of a run to its status.json: who reads it learns how far the run is and what disturbed it."""
+"""Turns the events of a run into its status.json."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _KEPT_LOSSES = 1000
 
 
 class StatusTracker:
-    """The status after each event; knows no clock: every `now` is seconds since 1970.
+    """The status after each event. It reads no clock: every `now` is seconds since 1970.
 
-    before: the status that an earlier job of the same run left; what it lost and paid is carried on.
+    before: the last status of an earlier job of the same run, whose failures and cost are carried over.
     """
 
     def __init__(self, now: float, before: Status | None = None) -> None:
@@ -41,18 +41,19 @@ class StatusTracker:
         self.status = replace(
             before, phase="starting", workers=0, processes={"job": [this_process()]}, note="", saved=None, lost=lost
         )
-        self._open = len(lost) - 1 if died else None  # the loss whose recovery is still to come
-        self._worked_at = before.updated_at if died else now  # the last sign of work
+        self._open = len(lost) - 1 if died else None  # index of the failure that is not recovered yet
+        self._worked_at = before.updated_at if died else now  # time of the last progress
         self._rounds: list[tuple[int, int]] = []
         self._epochs = 0
-        self._position = -1  # steps done since the beginning of the run, -1 before anything is known
-        self._pace = 0.0  # seconds a step
+        self._position = -1  # optimiser steps of the run, -1 if unknown
+        self._pace = 0.0  # seconds per step
         self._stepped_at = 0.0
-        self._reassigning = 0.0  # seconds a reassignment
+        self._reassigning = 0.0  # seconds per reassignment
         self._phase_began = self._paid_until = now
         self._before = before
 
     def handle(self, event: Event, now: float) -> None:
+        """Update the status."""
         self._pay(now)
         if isinstance(event, Started):
             self._started(event, now)
@@ -72,13 +73,13 @@ class StatusTracker:
             self._phase("finished", now)
 
     def end(self, phase: str, note: str, now: float) -> None:
-        """The job is over: `phase` is finished, stopped or failed."""
+        """The job ends; phase: finished, stopped or failed."""
         self._pay(now)
         self._phase(phase, now)
         self.status = replace(self.status, note=note, workers=0, processes={}, seconds_left=None)
 
     def at(self, now: float) -> Status:
-        """The status, with what depends on the time."""
+        """The status, with cost and estimates as of `now`."""
         self._pay(now)
         return replace(self.status, updated_at=now, seconds_left=self._seconds_left())
 
@@ -90,8 +91,8 @@ class StatusTracker:
         self.status = replace(self.status, worker_seconds=spent, worker_seconds_per_epoch=per_epoch)
 
     def _started(self, event: Started, now: float) -> None:
-        if self._rounds and self._open is None:  # the group was restarted for no reason that anybody told
-            self._lost(FailureEvent("the training workers were started again"), now)
+        if self._rounds and self._open is None:  # a restart without a known reason
+            self._lost(FailureEvent("the training workers were restarted"), now)
         self._rounds, self._epochs = event.rounds, event.epochs
         position = event.rounds[event.round][0] + event.step
         reached = self._position if self._position >= 0 else self._reached_before()
@@ -111,7 +112,7 @@ class StatusTracker:
         return self._rounds[before.round][0] + before.step if before.round < len(self._rounds) else 0
 
     def _repeated(self, steps: int) -> float:
-        """Seconds of work that are done again: the steps, or the part of a reassignment that was lost."""
+        """Seconds of repeated work: of the steps, or of the reassignment that was interrupted."""
         if steps > 0:
             return steps * (self._pace or 0.0)
         return self._worked_at - self._phase_began if self.status.phase == "clustering" else 0.0
@@ -141,7 +142,7 @@ class StatusTracker:
         self.status = replace(self.status, done=event.done, total=event.total)
 
     def _leave(self, now: float) -> None:
-        """The phase is over: shards that were lost are there again, and a reassignment has taken its time."""
+        """End the phase: lost shards are restored, and the reassignment time grows."""
         if (
             self.status.phase == "extracting"
             and self._open is not None
@@ -165,7 +166,7 @@ class StatusTracker:
 
     def _lost(self, event: FailureEvent, now: float) -> None:
         if self._open is not None and not event.shards:
-            return  # a consequence of what is already being repaired
+            return  # a consequence of the failure being recovered from
         losses = (*self.status.lost, Loss(now, event.what, shards_repeated=event.shards))[-_KEPT_LOSSES:]
         workers = self.status.workers if event.shards else 0
         self.status = replace(self.status, lost=losses, workers=workers, note=event.what)
@@ -185,13 +186,13 @@ class StatusTracker:
 
 
 class StatusWriter:
-    """Keeps status.json up to date from a thread of its own, so that a slow bucket delays nobody."""
+    """Keeps status.json up to date from a background thread, so that slow storage does not delay training."""
 
     def __init__(self, run_dir: str) -> None:
         self._run_dir = run_dir
         try:
             before = read_status(run_dir)
-        except (UserError, ValueError):  # unreadable: it only informs
+        except UserError:  # damaged: it only informs
             before = None
         self._tracker = StatusTracker(time.time(), before)
         self._lock, self._wake, self._over = threading.Lock(), threading.Event(), False
@@ -199,6 +200,7 @@ class StatusWriter:
         self._thread.start()
 
     def handle(self, event: Event) -> None:
+        """Update the status; a change of phase is written at once."""
         with self._lock:
             phase = self._tracker.status.phase
             self._tracker.handle(event, time.time())
@@ -210,7 +212,7 @@ class StatusWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Write the last status: how it ended."""
+        """Write the final status."""
         ended = (
             "finished"
             if error is None
@@ -230,7 +232,7 @@ class StatusWriter:
             self._wake.clear()
             with self._lock:
                 status = self._tracker.at(time.time())
-            with suppress(UserError):  # whoever writes the checkpoints says what is wrong with the storage
+            with suppress(UserError):  # the checkpointer reports storage that fails
                 write_status(self._run_dir, status)
             if over:
                 return

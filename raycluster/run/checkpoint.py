@@ -1,4 +1,4 @@
-"""Checkpoints that know nothing of workers: one file each, written atomically, named after place and checksum."""
+"""Checkpoints independent of the number of workers: one file each, written atomically, its checksum in its name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 import torch
 
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
+from raycluster.types import UserError
 
 log = logging.getLogger(__name__)
 # `begin`: the round has no labels yet; it sorts before `step`.
 _NAME = re.compile(r"round-(\d{5})-(?:begin|step-(\d{7}))-([0-9a-f]{16})\.pt$")
 _PART = re.compile(r"\.round-\d{5}-.*\.part$")
-
-
-def _folder(run_dir: str) -> str:
-    return storage.join(run_dir, "checkpoints")
+_FORMAT, _VERSION = "raycluster checkpoint", 1
 
 
 def list_checkpoints(run_dir: str) -> list[str]:
-    """URIs of the checkpoints of a run, oldest first."""
-    files = storage.list_files(_folder(run_dir)) if storage.exists(_folder(run_dir)) else []
+    """URIs of the checkpoints of a run, oldest first; some may be damaged."""
+    folder = RunPaths(run_dir).checkpoints
+    files = storage.list_files(folder) if storage.exists(folder) else []
     return sorted(uri for uri in files if _NAME.search(uri.split("?")[0]))
 
 
@@ -37,44 +37,84 @@ def list_places(run_dir: str) -> list[tuple[int, int]]:
 
 
 def save_checkpoint(run_dir: str, state: dict[str, Any], *, keep: int) -> str:
-    """Write `state` (tensors, numbers, strings, lists and dicts of these) and drop all but the newest `keep` ones.
+    """Write `state` (tensors, numbers, strings, lists and dicts of these) and delete all but the newest `keep` ones.
 
-    state["round"], state["step"] and state["assigned"] name it. Nothing is dropped before the new one is complete, so a
-    failed write (a full disk raises UserError) loses nothing.
+    state["round"], state["step"] and state["assigned"] name it. Damaged checkpoints are deleted and do not count as
+    kept. Nothing is deleted before the new one is complete, so a failed write (a full disk raises UserError) loses
+    nothing.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({"format": _FORMAT, "version": _VERSION, "state": state}, buffer)
     data = buffer.getvalue()
     step = f"step-{state['step']:07d}" if state["assigned"] == state["round"] else "begin"
     name = f"round-{state['round']:05d}-{step}-{sha256(data).hexdigest()[:16]}.pt"
-    uri = storage.join(_folder(run_dir), name)
+    folder = RunPaths(run_dir).checkpoints
+    uri = storage.join(folder, name)
     storage.write_bytes(uri, data)
-    for old in list_checkpoints(run_dir)[:-keep]:
-        if not old.split("?")[0].endswith(name):
-            storage.delete(old)
-    for file in storage.list_files(_folder(run_dir)):
+    _prune(run_dir, name, keep)
+    for file in storage.list_files(folder):
         if _PART.search(file.split("?")[0]):  # of a process that was killed while it wrote: only one writes at a time
             storage.delete(file)
     return uri
 
 
+def _prune(run_dir: str, written: str, keep: int) -> None:
+    """Delete all but the newest `keep` intact checkpoints; the one called `written` always stays."""
+    others = [uri for uri in list_checkpoints(run_dir) if not uri.split("?")[0].endswith(written)]
+    kept = 1
+    for uri in reversed(others):
+        # Reading one older checkpoint per save is the price of never deleting the last intact one.
+        if kept < keep and _read(uri, torch.device("meta")) is not None:
+            kept += 1
+        else:
+            storage.delete(uri)
+
+
 def load_newest(run_dir: str, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint whose content fits its checksum, or None; damaged ones are passed over with a warning."""
-    for uri in reversed(list_checkpoints(run_dir)):
-        data = storage.read_bytes(uri)
-        match = _NAME.search(uri.split("?")[0])
-        if match and sha256(data).hexdigest().startswith(match[3]):
-            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    """State in the newest intact checkpoint, on `device`; None if there is no checkpoint.
+
+    Damaged checkpoints are skipped with a warning; the next save deletes them. Raises UserError if all are damaged.
+    """
+    uris = list_checkpoints(run_dir)
+    for uri in reversed(uris):
+        state = _read(uri, device)
+        if state is not None:
             return state
-        log.warning("checkpoint %s is damaged (its content does not match its checksum); trying the one before", uri)
+        log.warning("checkpoint %s is damaged; trying the one before", uri)
+    if uris:
+        folder, names = RunPaths(run_dir).checkpoints, [uri.split("?")[0].rpartition("/")[2] for uri in uris]
+        raise UserError(
+            f"none of the {len(uris)} checkpoints in {folder} is intact: {', '.join(names)}; restore one from a copy, "
+            f"or delete the folder {folder} to start again from the beginning"
+        )
     return None
 
 
-class AsyncCheckpointer:
-    """Writes checkpoints in a thread, one at a time: training goes on while they are packed, hashed and sent.
+def _read(uri: str, device: torch.device) -> dict[str, Any] | None:
+    """State in a checkpoint, or None if the file is damaged or of another program."""
+    data, match = storage.read_bytes(uri), _NAME.search(uri.split("?")[0])
+    if match is None or not sha256(data).hexdigest().startswith(match[3]):
+        return None
+    try:
+        found = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except Exception:  # of a foreign file: unpickling arbitrary bytes raises any type
+        return None
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        return None
+    if found.get("version") != _VERSION:
+        raise UserError(
+            f"checkpoint {uri} has format version {found.get('version')}; wanted {_VERSION}. Resume with the version "
+            "of raycluster that wrote it, or choose another run.dir"
+        )
+    state: dict[str, Any] = found["state"]
+    return state
 
-    What goes wrong there is raised by the next call of any method. begun_at: time.monotonic() when the last one was
-    begun, or this object made. seconds: what the last one took.
+
+class AsyncCheckpointer:
+    """Writes checkpoints in a background thread, one at a time, while training continues.
+
+    An error there is raised by the next call of any method. begun_at: time.monotonic() when the last one was begun, or
+    this object created. seconds: duration of the last write.
     """
 
     def __init__(self, run_dir: str, *, keep: int) -> None:
@@ -84,7 +124,7 @@ class AsyncCheckpointer:
         self.begun_at, self.seconds = time.monotonic(), 0.0
 
     def save(self, state: dict[str, Any]) -> None:
-        """Take a copy of `state`, see `save_checkpoint`, and begin to write it when the one before is complete."""
+        """Copy `state`, see `save_checkpoint`, and start to write it once the previous write is complete."""
         self.wait()
         self.begun_at = time.monotonic()
         self._writing = self._thread.submit(self._write, _copied(state))
@@ -96,13 +136,13 @@ class AsyncCheckpointer:
         return self._writing is not None
 
     def wait(self) -> None:
-        """Return when everything is written."""
+        """Block until everything is written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Wait, whatever comes of it, and end the thread."""
+        """Wait for the write in progress, ignore its errors, and end the thread."""
         self._thread.shutdown(wait=True)
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -112,7 +152,7 @@ class AsyncCheckpointer:
 
 
 def _copied(value: Any) -> Any:
-    """The same on the CPU, shared with nobody."""
+    """A copy on the CPU that shares no memory with `value`."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Between two steps: look around, agree with the other workers on what to do, and do it."""
+"""Between two steps: poll the cluster, agree on a decision with all workers, and carry it out."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from collections.abc import Iterator
 from raycluster.events import Saved, StatusNote
 from raycluster.features.extraction import SkippedImage
 from raycluster.features.online import prune
-from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.run.checkpoint import list_places
-from raycluster.run.policy import ClusterObservation, Move, decide_checkpoint, steps_until_poll
+from raycluster.run.policy import CheckpointDecision, ClusterObservation, decide_checkpoint, steps_until_poll
 from raycluster.run.state import Run, State, save
 from raycluster.runtime.workers import PendingChange
 from raycluster.types import RunStopped
 
-WAIT_SECONDS = 60.0  # for the end of a group that is ready for it; then it goes on
+RESTART_SECONDS = 60.0  # to wait for the restart of a worker group before training continues
 
 
 class CheckpointPolicy:
-    """Saves, stops and lets go in time. Every worker calls it after each of its steps."""
+    """Saves, stops and allows restarts in time. Every worker calls it after each of its steps."""
 
     def __init__(self, run: Run, state: State) -> None:
         self._run, self._state = run, state
-        self._steps = 1  # until the next look: the first is taken at once
+        self._steps = 1  # until the next poll
         self._noticed_at: float | None = None
 
     def after_step(self) -> Iterator[Saved | StatusNote]:
-        """Look around if it is time to. Collective. Raises Stopped, with everything saved."""
+        """Poll if it is time to. Collective. Raises RunStopped once everything is saved."""
         self._steps -= 1
         if self._steps > 0:
             return
         workers, state = self._run.workers, self._state
-        move, self._steps = workers.run_on_rank_zero(self._decide, workers.pending_change())
-        if move.save != "no":
-            yield from self._save(first=move.save == "first")
-        if move.then == "stop":
-            raise RunStopped(f"stopped in round {state.round + 1}; the same command goes on from there")
-        if move.then == "wait":
-            yield StatusNote(f"{move.why}: saved, waiting for another group of workers")
-            workers.wait_for_restart(WAIT_SECONDS)
+        decision, self._steps = workers.run_on_rank_zero(self._decide, workers.pending_change())
+        if decision.save != "no":
+            yield from self._save(blocking=decision.save == "blocking")
+        if decision.then == "stop":
+            raise RunStopped(f"stopped in round {state.round + 1}; the same command resumes from there")
+        if decision.then == "wait_for_restart":
+            yield StatusNote(f"{decision.why}: saved, waiting for the worker group to restart")
+            workers.wait_for_restart(RESTART_SECONDS)
             yield StatusNote("")
-        elif move.save == "first":
-            yield StatusNote(f"{move.why}: saved")
+        elif decision.save == "blocking":
+            yield StatusNote(f"{decision.why}: saved")
 
-    def _decide(self, pending_change: PendingChange) -> tuple[Move, int]:
-        """The move, and the number of steps until the next look; on the first worker."""
-        now, checkpointer, settings = time.monotonic(), self._run.checkpointer, self._run.config.run
+    def _decide(self, pending_change: PendingChange) -> tuple[CheckpointDecision, int]:
+        """(decision, steps until the next poll); on rank 0."""
+        now, checkpointer = time.monotonic(), self._run.checkpointer
         if pending_change.notice_seconds is None:
             self._noticed_at = None
         elif self._noticed_at is None:
             self._noticed_at = now
-        sight = ClusterObservation(
+        observation = ClusterObservation(
             stop=self._run.workers.stopping(),
             resize=pending_change.resize,
             notice_seconds=pending_change.notice_seconds,
@@ -59,17 +59,15 @@ class CheckpointPolicy:
             saved_since_notice=self._noticed_at is not None and checkpointer.begun_at >= self._noticed_at,
             saving=checkpointer.busy(),
             saving_seconds=checkpointer.seconds,
-            checkpoint_seconds=60 * settings.checkpoint_minutes,
+            checkpoint_seconds=60 * self._run.config.run.checkpoint_minutes,
         )
-        running_sums = self._state.running_sums
-        return decide_checkpoint(sight), steps_until_poll(
-            running_sums["seconds_training"] / max(1.0, running_sums["steps"])
-        )
+        sums = self._state.running_sums
+        return decide_checkpoint(observation), steps_until_poll(sums["seconds_training"] / max(1.0, sums["steps"]))
 
-    def _save(self, *, first: bool) -> Iterator[Saved]:
+    def _save(self, *, blocking: bool) -> Iterator[Saved]:
         run, state = self._run, self._state
         checkpoint(run, state)
-        if first:
+        if blocking:
             run.workers.run_on_rank_zero(run.checkpointer.wait)
         yield Saved(state.round, state.step)
 
@@ -84,9 +82,10 @@ def checkpoint(run: Run, state: State) -> None:
 
 
 def _prune_online_features(run: Run) -> None:
-    """Delete what none of the kept checkpoints needs: all was visited since."""
+    """Delete features that no kept checkpoint needs: every image was visited again since."""
     kept = [run.position(*place) for place in list_places(run.config.run.dir)]
-    prune(storage.join(run.config.run.dir, "online-features"), 0, min(kept, default=0) - 2 * run.steps_per_epoch)
+    stop = min(kept, default=0) - 2 * run.steps_per_epoch
+    prune(RunPaths(run.config.run.dir).online_features, 0, stop)
 
 
 def sync_skipped(run: Run, state: State) -> list[SkippedImage]:

@@ -1,4 +1,7 @@
-"""Label transfer: the configuration of a run that learns the labels of another one, which may use any network."""
+"""Label transfer: the configuration of a run that learns the labels of another run, with any network.
+
+Asano et al., "Self-labelling via simultaneous clustering and representation learning", ICLR 2020, section 4.3.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,30 @@ from raycluster.config import parse
 from raycluster.data.manifest import read_manifest
 from raycluster.io import storage
 from raycluster.io.assignments import read_label_sets
+from raycluster.io.run_paths import RunPaths
+from raycluster.run.directory import read_config_text
 from raycluster.run.state import Config, validate_and_initialize
 from raycluster.types import UserError
 
 
 def transfer_config(words: Sequence[str]) -> Config:
-    """The configuration of the run `labels=RUN`, changed to learn from scratch what RUN found, with the other words as
-    overrides; begun, so that fit(config) can go on.
+    """The configuration of the run RUN in the word `labels=RUN`, changed to learn its labels from scratch.
 
-    run.dir is RUN-on-MODEL unless given. Raises UserError if RUN has no labels, or other images than are asked for.
+    words: `labels=RUN` and overrides. run.dir is RUN-on-MODEL unless given. The run directory is validated and
+    initialized, so that fit(config) can follow. Raises UserError if RUN has no labels or other images than the new run.
     """
     found = [word.removeprefix("labels=") for word in words if word.startswith("labels=")]
-    if len(found) != 1 or not storage.exists(storage.join(found[0], "config.yaml")):
+    if len(found) != 1 or not storage.exists(RunPaths(found[0]).config):
         raise UserError(
             f"labels: seen {', '.join(found) or 'nothing'}; wanted labels=RUN, the directory of a finished run"
         )
-    labels, source = storage.absolute(found[0]), storage.join(found[0], "config.yaml")
-    text = storage.read_bytes(source).decode()
+    labels, source = storage.absolute(found[0]), RunPaths(found[0]).config
+    text = read_config_text(found[0])
     original, tree = parse(Config, text, source=source), yaml.safe_load(text)
-    tree["method"] = {
-        "name": "transfer",
-        "labels": labels,
-        "num_clusters": [one.num_classes for one in read_label_sets(storage.join(labels, "assignments"))],
-    }
+    if not storage.exists(RunPaths(labels).assignments):
+        raise UserError(f"{labels} has no assignments; let that run finish a round, or choose a run that has clusters")
+    sizes = [one.num_classes for one in read_label_sets(RunPaths(labels).assignments)]
+    tree["method"] = {"name": "transfer", "labels": labels, "num_clusters": sizes}
     overrides = [word for word in words if not word.startswith("labels=")]
     model = parse(Config, yaml.safe_dump(tree), overrides, source=source).model.name
     tree["run"]["dir"] = f"{found[0].rstrip('/')}-on-{model}"
@@ -43,10 +47,10 @@ def transfer_config(words: Sequence[str]) -> Config:
 
 def _check(labels: str, original: Config, config: Config) -> None:
     validate_and_initialize(config)
-    theirs = read_manifest(storage.join(labels, "manifest.parquet"))
-    ours = read_manifest(storage.join(config.run.dir, "manifest.parquet"))
+    theirs = read_manifest(RunPaths(labels).manifest)
+    ours = read_manifest(RunPaths(config.run.dir).manifest)
     if ours.fingerprint != theirs.fingerprint:
         raise UserError(
             f"{config.data.uri} holds {ours.num_samples} images, but the labels belong to {theirs.num_samples} others, "
-            f"those of {original.data.uri}; take the same files, in the same folders, and the same data.shard_size"
+            f"those of {original.data.uri}; use the same files, in the same folders, and the same data.shard_size"
         )

@@ -1,10 +1,10 @@
-"""One job at a time on a run directory: a lease with a heartbeat, on any file system.
+"""A lease with a heartbeat: one job at a time on a run directory, on any file system.
 
-What is guaranteed: a job refuses while another one's heart beats, and takes over at once from a dead process of its own
-machine, after a minute without heartbeat from one elsewhere. Where two jobs take a free directory within the same
-second (no bucket offers an atomic "create if absent" through every client), both may begin; the one that finds the
-other's name at its next heartbeat stops within seconds, and as checkpoints are named after their content and written
-whole, none of them can be damaged by it.
+A job refuses a directory while another job sends heartbeats. It takes over at once from a dead process of its own
+machine, and after 60 s without a heartbeat from another machine. Two jobs that take a free directory within the same
+second may both start, since no bucket offers an atomic "create if absent" through every client. The one that finds the
+other's lease at its next heartbeat stops within seconds. Checkpoints are named after their content and written whole,
+so neither can damage those of the other.
 """
 
 from __future__ import annotations
@@ -19,47 +19,51 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from secrets import token_hex
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.run.policy import LEASE_EXPIRY_SECONDS, LEASE_HEARTBEAT_SECONDS, LeaseObservation, decide_lease
 from raycluster.types import UserError
 
-_SETTLE_SECONDS = 0.3  # between writing a lease and believing it
-_LOOK_SECONDS = 2.0  # between looks at another job's lease
+_SETTLE_SECONDS = 0.3  # between writing a lease and reading it back
+_POLL_SECONDS = 2.0  # between reads of another job's lease
+
+Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]  # since 1970; time.localtime takes no more
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Who works on a run directory.
+    """Which job works on a run directory.
 
-    token: of the job. machine: boot and process namespace of its process, the same for two processes that can see
-    each other. process_start_time: when the process started, in the machine's ticks, for a number may be given to another process.
-    heartbeat_at: seconds since 1970 by the clock of the holder.
+    token: of the job. machine: boot and process namespace of its process, equal for two processes that can see each
+    other. process_start_time: in clock ticks since boot, as a pid may be reused. job: Ray job id, "" outside one.
+    since, heartbeat_at: seconds since 1970 by the clock of the holder.
     """
 
     token: str
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     machine: str
     process_start_time: str
     job: str
-    since: float
-    heartbeat_at: float
+    since: Time
+    heartbeat_at: Time
 
 
-def lease_uri(run_dir: str) -> str:
-    """Where the lease on a run directory lies."""
-    return storage.join(run_dir, "lease.json")
+_LEASE = TypeAdapter(Lease)
 
 
 def read_lease(run_dir: str) -> Lease | None:
-    """The lease on a run directory, or None if it is free (or was left unreadable)."""
-    uri = lease_uri(run_dir)
+    """The lease on a run directory, or None if there is none or it is damaged."""
+    uri = RunPaths(run_dir).lease
     if not storage.exists(uri):
         return None
     try:
-        return Lease(**json.loads(storage.read_bytes(uri)))
-    except (ValueError, TypeError):
+        return _LEASE.validate_json(storage.read_bytes(uri))
+    except ValidationError:
         return None
 
 
@@ -67,10 +71,10 @@ def read_lease(run_dir: str) -> Lease | None:
 def acquire_lease(
     run_dir: str, *, lost: Callable[[str], None], notify: Callable[[str], None] = print
 ) -> Iterator[None]:
-    """Hold the lease on a run directory meanwhile.
+    """Hold the lease on a run directory within a `with` block.
 
-    lost: called from another thread if another job has taken it nevertheless. notify: hears that this one has to wait.
-    Raises UserError if another job holds it.
+    lost: called from another thread with a message if another job has taken the lease. notify: called with a message if
+    this job has to wait. Raises UserError if another job holds the lease.
     """
     mine = _acquire(run_dir, notify)
     over = threading.Event()
@@ -84,7 +88,7 @@ def acquire_lease(
         with suppress(UserError):
             found = read_lease(run_dir)
             if found is not None and found.token == mine.token:
-                storage.delete(lease_uri(run_dir))
+                storage.delete(RunPaths(run_dir).lease)
 
 
 def _acquire(run_dir: str, notify: Callable[[str], None]) -> Lease:
@@ -109,27 +113,27 @@ def _acquire(run_dir: str, notify: Callable[[str], None]) -> Lease:
 
 
 def _wait_until_free(run_dir: str, notify: Callable[[str], None]) -> None:
-    first, began, told = read_lease(run_dir), time.monotonic(), False
+    first, began, notified = read_lease(run_dir), time.monotonic(), False
     found = first
     while first is not None and found is not None:
-        claim = LeaseObservation(
+        observation = LeaseObservation(
             alive=_lives(found) if found.machine == _machine() else None,
             age_seconds=time.time() - found.heartbeat_at,
             watched_seconds=time.monotonic() - began,
-            beats=found != first,
+            heartbeat_seen=found != first,
         )
-        move = decide_lease(claim)
-        if move == "take":
+        decision = decide_lease(observation)
+        if decision == "take":
             return
-        if move == "refuse":
+        if decision == "refuse":
             raise UserError(_in_use(run_dir, found))
-        if not told:
-            told = True
+        if not notified:
+            notified = True
             notify(
                 f"{run_dir} was used by process {found.pid} on {found.host}, which may be dead; waiting up to "
                 f"{LEASE_EXPIRY_SECONDS:.0f} s for its lease to expire"
             )
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
         found = read_lease(run_dir)
 
 
@@ -143,7 +147,7 @@ def _in_use(run_dir: str, lease: Lease) -> str:
 
 
 def _write(run_dir: str, lease: Lease) -> None:
-    storage.write_bytes(lease_uri(run_dir), json.dumps(asdict(lease)).encode())
+    storage.write_bytes(RunPaths(run_dir).lease, json.dumps(asdict(lease)).encode())
 
 
 def _heartbeat(run_dir: str, mine: Lease, over: threading.Event, lost: Callable[[str], None]) -> None:
@@ -155,11 +159,11 @@ def _heartbeat(run_dir: str, mine: Lease, over: threading.Event, lost: Callable[
                 return
             _write(run_dir, replace(mine, heartbeat_at=time.time()))
         except UserError:
-            continue  # whoever writes the checkpoints says what is wrong with the storage
+            continue  # the checkpointer reports storage that fails
 
 
 def _machine() -> str:
-    """The same for two processes only if one can ask whether the other lives."""
+    """Equal for two processes only if one can check whether the other lives."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -170,10 +174,10 @@ def _process_start_time(pid: int) -> str:
     return _stat(pid, 19)
 
 
-def _stat(pid: int, place: int) -> str:
-    """What the system says of a process behind its name: 0 is its state, 19 when it started; "" if it says nothing."""
+def _stat(pid: int, index: int) -> str:
+    """Field of /proc/PID/stat, counted from the one after the name: 0 is the state, 19 the start time; or ""."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[place]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[index]
     return ""
 
 

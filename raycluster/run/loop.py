@@ -23,6 +23,7 @@ from raycluster.features.extraction import SkippedImage
 from raycluster.features.online import OnlineFeatureBank
 from raycluster.io import storage
 from raycluster.io.assignments import write_assignments
+from raycluster.io.run_paths import RunPaths
 from raycluster.models.export import export
 from raycluster.run.checkpoint_policy import CheckpointPolicy, checkpoint, sync_skipped
 from raycluster.run.directory import read_report, write_lines, write_report, write_skipped
@@ -91,7 +92,7 @@ def _open_online_features(run: Run, state: State) -> OnlineFeatureBank | None:
     request = run.config.method.feature_request(state.round)
     if request is None or not request.online:
         return None
-    bank = OnlineFeatureBank(storage.join(run.config.run.dir, "online-features"), copies=state.objective.copies)
+    bank = OnlineFeatureBank(RunPaths(run.config.run.dir).online_features, copies=state.objective.copies)
     bank.read(run.workers, run.position(state.round, state.step))
     return bank
 
@@ -256,12 +257,11 @@ def _digest(found: Assignments) -> str:
 
 def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
-    run_dir, dataset = run.config.run.dir, run.dataset
-    write_lines(run_dir, "metrics.jsonl", state.records)
-    write_skipped(run_dir, dataset, state.skipped)
+    paths, dataset = RunPaths(run.config.run.dir), run.dataset
+    write_lines(paths.metrics, state.records)
+    write_skipped(run.config.run.dir, dataset, state.skipped)
     if state.assignments.label_sets:
-        folder = storage.join(run_dir, "assignments")
-        write_assignments(folder, state.assignments, dataset.manifest.paths, dataset.crops)
+        write_assignments(paths.assignments, state.assignments, dataset.manifest.paths, dataset.crops)
 
 
 def finish(run: Run, state: State) -> Iterator[Event]:
@@ -291,5 +291,5 @@ def finish(run: Run, state: State) -> Iterator[Event]:
 def write_export(run: Run, state: State) -> None:
     """backbone.safetensors and backbone.json: what `raycluster.load_backbone` reads."""
     weights, description = export(state.network.backbone, asdict(run.config))
-    storage.write_bytes(storage.join(run.config.run.dir, "backbone.safetensors"), weights)
-    storage.write_bytes(storage.join(run.config.run.dir, "backbone.json"), description)
+    storage.write_bytes(RunPaths(run.config.run.dir).backbone_weights, weights)
+    storage.write_bytes(RunPaths(run.config.run.dir).backbone_description, description)

@@ -1,31 +1,31 @@
-"""What to do when something happens to a run: plain functions from what is seen to what is done; no Ray, no clock."""
+"""Decisions about a run: pure functions from an observation to a decision, without Ray, clock or files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-NOTICE_SAVE_SECONDS = 15.0  # between checkpoints once a machine is known to go: its deadline may come early
-LAST_SAVE_SECONDS = 5.0  # before the deadline the last checkpoint must have begun, however quickly it can be written
-POLL_SECONDS = 1.0  # between two looks around, if the steps are not longer
-MAX_STEPS_BETWEEN_POLLS = 8  # at most between two looks around
-REQUEST_SECONDS = 15.0  # in which an autoscaler, which looks every 5 seconds, refuses what it can never bring
+NOTICE_SAVE_SECONDS = 15.0  # between checkpoints after a preemption notice: the deadline may come early
+LAST_SAVE_SECONDS = 5.0  # before the deadline the last checkpoint starts at the latest, however fast it is written
+POLL_SECONDS = 1.0  # between two polls, unless a step takes longer
+MAX_STEPS_BETWEEN_POLLS = 8
+REQUEST_SECONDS = 15.0  # an autoscaler polls every 5 seconds, and refuses infeasible requests within this time
 LEASE_HEARTBEAT_SECONDS = 10.0
-LEASE_EXPIRY_SECONDS = 60.0  # six beats: a bucket that is slow for half a minute must not cost the lease
-LEASE_STALE_SECONDS = 600.0  # by the clocks of two machines, which may disagree by minutes
+LEASE_EXPIRY_SECONDS = 60.0  # six heartbeats: a bucket that is slow for half a minute must not cost the lease
+LEASE_STALE_SECONDS = 600.0  # compares the clocks of two machines, which may differ by minutes
 
 
-# ---------------------------------------------------------------------------------------------------- between two steps
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 @dataclass(frozen=True)
 class ClusterObservation:
-    """What the first worker sees between two steps.
+    """What rank 0 observes between two steps.
 
-    stop: somebody asked the job to stop. resize: Ray waits for our leave to restart the workers in another number.
-    notice_seconds: until a machine of the group goes away, None if none will. unsaved_seconds: of work since the last
-    checkpoint was begun. saved_since_notice: a checkpoint was taken since then. saving: one is being written.
-    saving_seconds: what the last one took to write. checkpoint_seconds: what the settings want between two.
+    stop: the job was asked to stop. resize: Ray waits for permission to restart with another number of workers.
+    notice_seconds: until a node of the worker group is taken away, None if no node will be. unsaved_seconds: since the
+    last checkpoint was begun. saved_since_notice: a checkpoint was begun after the notice. saving: one is being
+    written. saving_seconds: duration of the last write. checkpoint_seconds: configured interval.
     """
 
     stop: bool = False
@@ -39,51 +39,51 @@ class ClusterObservation:
 
 
 @dataclass(frozen=True)
-class Move:
+class CheckpointDecision:
     """What all workers do next.
 
-    save: `no`, `meanwhile` (the steps go on while it is written) or `first` (nothing goes on before it is written).
-    then: `go on`, `stop`, or `wait` for the end of this group of workers. why: for people.
+    save: `no`, `async` (training continues during the write) or `blocking` (nothing continues before the write is
+    complete). then: `continue`, `stop`, or `wait_for_restart` of the worker group. why: shown to the user.
     """
 
-    save: Literal["no", "meanwhile", "first"] = "no"
-    then: Literal["go on", "stop", "wait"] = "go on"
+    save: Literal["no", "async", "blocking"] = "no"
+    then: Literal["continue", "stop", "wait_for_restart"] = "continue"
     why: str = ""
 
 
-def decide_checkpoint(sight: ClusterObservation) -> Move:
-    """Save in time for whatever is coming, and do nothing that would be lost."""
-    if sight.stop:
-        return Move("first", "stop", "asked to stop")
-    if sight.resize:
-        return Move("first", "wait", "the cluster offers another number of workers")
-    often = sight.checkpoint_seconds
-    if sight.notice_seconds is not None:
-        if sight.notice_seconds <= max(LAST_SAVE_SECONDS, 3 * sight.saving_seconds):
-            return Move("first", "wait", "a machine is about to go away")
-        if not sight.saved_since_notice:
-            return Move("first", "go on", f"a machine goes away in {sight.notice_seconds:.0f} s")
-        often = min(often, NOTICE_SAVE_SECONDS)
-    if sight.unsaved_seconds >= often and not sight.saving:
-        return Move("meanwhile", "go on", "it is time")
-    return Move()
+def decide_checkpoint(observation: ClusterObservation) -> CheckpointDecision:
+    """Save before every announced interruption, and at the configured interval."""
+    if observation.stop:
+        return CheckpointDecision("blocking", "stop", "asked to stop")
+    if observation.resize:
+        return CheckpointDecision("blocking", "wait_for_restart", "the cluster offers another number of workers")
+    interval = observation.checkpoint_seconds
+    if observation.notice_seconds is not None:
+        if observation.notice_seconds <= max(LAST_SAVE_SECONDS, 3 * observation.saving_seconds):
+            return CheckpointDecision("blocking", "wait_for_restart", "a node is about to be taken away")
+        if not observation.saved_since_notice:
+            why = f"a node is taken away in {observation.notice_seconds:.0f} s"
+            return CheckpointDecision("blocking", "continue", why)
+        interval = min(interval, NOTICE_SAVE_SECONDS)
+    if observation.unsaved_seconds >= interval and not observation.saving:
+        return CheckpointDecision("async", "continue", "checkpoint interval")
+    return CheckpointDecision()
 
 
 def steps_until_poll(seconds_per_step: float) -> int:
-    """How many steps to make before looking around again: looking costs a message, a notice may be half a minute."""
+    """Steps until the next poll: a poll costs a message, and a notice may be as short as 30 s."""
     return max(1, min(MAX_STEPS_BETWEEN_POLLS, int(POLL_SECONDS / max(seconds_per_step, 1e-9))))
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------------------------- failures
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The group of training workers ended before its work was done.
+    """The group of training workers ended before its work was complete.
 
-    kind: `worker` (a process or its machine died, or an exception came out), `preemption` (announced), `start` (no
-    place for the group in time). failures: of workers so far, this one included. forgiven: how many the settings
-    forgive.
+    kind: `worker` (a process or its node died, or raised), `preemption` (announced), `start` (the group could not be
+    placed in time). failures: worker failures so far, this one included. forgiven: the configured limit.
     """
 
     kind: Literal["worker", "preemption", "start"]
@@ -93,38 +93,34 @@ class Failure:
 
 @dataclass(frozen=True)
 class RestartDecision:
-    """Whether to start the group again, and what to tell people ("": nothing)."""
+    """Whether to restart the group. why: shown to the user, "" for nothing."""
 
     restart: bool
     why: str = ""
 
 
 def after_failure(failure: Failure) -> RestartDecision:
-    """Machines may come and go as announced, and be waited for, as often as they like; losses have a limit."""
+    """Worker failures are limited; announced preemptions and waiting for nodes are not."""
     if failure.kind == "preemption":
-        return RestartDecision(True, "a machine went away as announced")
+        return RestartDecision(True, "a node was preempted as announced")
     if failure.kind == "start":
         return RestartDecision(True)
     if failure.failures <= failure.forgiven:
         return RestartDecision(True, "a training worker was lost")
     return RestartDecision(
-        False, f"training workers were lost {failure.failures} times; {failure.forgiven} are forgiven"
+        False, f"training workers were lost {failure.failures} times; {failure.forgiven} times are allowed"
     )
 
 
-def pool_size(wanted: int, nodes: int) -> int:
-    """Actors of the feature pool. wanted: what the settings say, 0 for one on every node."""
-    return wanted or max(1, nodes)
-
-
-# --------------------------------------------------------------------------------------------------------------- demand
+# ---------------------------------------------------------------------------------------------------- resource requests
 
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """How many workers an autoscaler is asked for. It brings all or none of what could never be, so it is searched out.
+    """How many workers an autoscaler is asked for. Infeasible requests bring nothing, so we bisect.
 
-    asked: now. possible: the most that was not refused. refused: the fewest that was. since: seconds, when first asked.
+    asked: now. possible: the largest request not refused. refused: the smallest one refused. since: seconds, when this
+    request was first made.
     """
 
     asked: int
@@ -134,26 +130,28 @@ class ResourceRequest:
 
 
 def initial_request(most: int, now: float) -> ResourceRequest:
-    """Ask for all that the settings allow."""
+    """Request the configured maximum."""
     return ResourceRequest(most, 0, most + 1, now)
 
 
 def next_request(
-    wish: ResourceRequest, most: int, *, refused: bool, now: float, retry_seconds: float
+    request: ResourceRequest, most: int, *, refused: bool, now: float, retry_seconds: float
 ) -> ResourceRequest:
-    """Halve the gap between what is refused and what is not; later ask for all again, for clusters are reconfigured."""
+    """Bisect between refused and feasible requests; after `retry_seconds` start again, as clusters are reconfigured.
+
+    refused: whether the current request is infeasible now.
+    """
+    asked = request.asked
     if refused:
-        wish = ResourceRequest(wish.asked, min(wish.possible, wish.asked - 1), wish.asked, wish.since)
-    elif now - wish.since < REQUEST_SECONDS:
-        return wish
-    elif wish.refused <= most and now - wish.since >= retry_seconds and wish.asked + 1 >= wish.refused:
+        request = ResourceRequest(asked, min(request.possible, asked - 1), asked, request.since)
+    elif now - request.since < REQUEST_SECONDS:
+        return request
+    elif request.refused <= most and now - request.since >= retry_seconds and asked + 1 >= request.refused:
         return initial_request(most, now)
     else:
-        wish = ResourceRequest(
-            wish.asked, max(wish.possible, wish.asked), max(wish.refused, wish.asked + 1), wish.since
-        )
-    asked = max(1, (wish.possible + wish.refused) // 2)
-    return wish if asked == wish.asked else ResourceRequest(asked, wish.possible, wish.refused, now)
+        request = ResourceRequest(asked, max(request.possible, asked), max(request.refused, asked + 1), request.since)
+    middle = max(1, (request.possible + request.refused) // 2)
+    return request if middle == asked else ResourceRequest(middle, request.possible, request.refused, now)
 
 
 # ---------------------------------------------------------------------------------------------------------------- lease
@@ -161,24 +159,24 @@ def next_request(
 
 @dataclass(frozen=True)
 class LeaseObservation:
-    """The lease of another job on the run directory, as the claimant sees it.
+    """The lease of another job on the run directory, as seen by the job that wants it.
 
-    alive: whether its process lives, None if it is on another machine. age_seconds: since its last heartbeat, by the
-    clocks of both machines. watched_seconds: for how long the claimant has seen no heartbeat.
+    alive: whether the other process lives, None if it is on another machine. age_seconds: since its last heartbeat, by
+    the clocks of both machines. watched_seconds: for how long this job has watched. heartbeat_seen: in that time.
     """
 
     alive: bool | None
     age_seconds: float
     watched_seconds: float = 0.0
-    beats: bool = False
+    heartbeat_seen: bool = False
 
 
-def decide_lease(claim: LeaseObservation) -> Literal["take", "wait", "refuse"]:
-    """Whether a claimant may take the run directory from the job that held it last."""
-    if claim.alive is not None:
-        return "refuse" if claim.alive else "take"
-    if claim.beats:
+def decide_lease(observation: LeaseObservation) -> Literal["take", "wait", "refuse"]:
+    """Whether a job may take the run directory over from the last holder of its lease."""
+    if observation.alive is not None:
+        return "refuse" if observation.alive else "take"
+    if observation.heartbeat_seen:
         return "refuse"
-    if claim.age_seconds > LEASE_STALE_SECONDS or claim.watched_seconds > LEASE_EXPIRY_SECONDS:
+    if observation.age_seconds > LEASE_STALE_SECONDS or observation.watched_seconds > LEASE_EXPIRY_SECONDS:
         return "take"
     return "wait"

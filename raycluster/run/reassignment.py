@@ -15,7 +15,7 @@ from raycluster.evaluation.metrics.agreement import mutual_information
 from raycluster.events import Event, Progress
 from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
 from raycluster.features.interruptible import Interruptible
-from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.methods.base import AssignmentContext
 from raycluster.run.directory import write_skipped
 from raycluster.run.state import Run, State
@@ -106,7 +106,7 @@ def _check_budget(run: Run, skipped: list[SkippedImage]) -> None:
         raise UserError(
             f"{len(skipped)} of {total} images could not be read, more than data.max_broken_fraction = "
             f"{data.max_broken_fraction} allows; the first: {'; '.join(first)}. All of them are named in "
-            f"{storage.join(run.config.run.dir, 'skipped.jsonl')}; mend or remove them, or allow more"
+            f"{RunPaths(run.config.run.dir).skipped}; mend or remove them, or allow more"
         )
 
 

@@ -21,7 +21,7 @@ from raycluster.data.transforms import Views
 from raycluster.evaluation.runner import Evaluation, EvaluationSettings
 from raycluster.features.extraction import SkippedImage
 from raycluster.features.online import OnlineFeatureBank
-from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
 from raycluster.run.directory import (
     check_directory,
@@ -160,7 +160,7 @@ def validate_and_initialize(config: Config) -> None:
     run_dir = config.run.dir
     check_directory(run_dir, config, config.run.resume)
     check_network(config)
-    manifest_uri = storage.join(run_dir, "manifest.parquet")
+    manifest_uri = RunPaths(run_dir).manifest
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
     check_dataset(config, open_dataset(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
     write_config(run_dir, config)
@@ -205,7 +205,7 @@ def check_network(config: Config) -> None:
 def open_run(config: Config, workers: Workers) -> Run:
     """The run as its directory has it, initialized if need be. Collective."""
     workers.run_on_rank_zero(_ensure_initialized, config)
-    dataset = open_dataset(config.data, storage.join(config.run.dir, "manifest.parquet"), workers, config.seed)
+    dataset = open_dataset(config.data, RunPaths(config.run.dir).manifest, workers, config.seed)
     dataset = replace(dataset, crops=config.method.crops(dataset.manifest.num_samples, config.seed))
     return Run(config, workers, dataset, AsyncCheckpointer(config.run.dir, keep=config.run.keep_checkpoints))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from raycluster.config.errors import format_value
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.monitoring.console import grid
 from raycluster.sweep.page import page
 from raycluster.sweep.plan import Combination, Row, Sweep
@@ -19,13 +20,13 @@ from raycluster.sweep.trials import Trial, ready_to_run
 
 def write_outputs(sweep: Sweep) -> None:
     """Write sweep.json and sweep.html; best.yaml and the link `best` once a combination has finished."""
-    run_dir = sweep.config.run.dir
-    storage.write_bytes(storage.join(run_dir, "sweep.json"), json.dumps(as_json(sweep), indent=1).encode())
-    storage.write_bytes(storage.join(run_dir, "sweep.html"), page(sweep).encode())
+    paths = RunPaths(sweep.config.run.dir)
+    storage.write_bytes(paths.sweep_table, json.dumps(as_json(sweep), indent=1).encode())
+    storage.write_bytes(paths.sweep_page, page(sweep).encode())
     best = sweep.best()
     if best is not None:
-        storage.write_bytes(storage.join(run_dir, "best.yaml"), _best_yaml(sweep, best).encode())
-        _link(run_dir, best.rows[0].trial)
+        storage.write_bytes(paths.best_config, _best_yaml(sweep, best).encode())
+        _link(paths, best.rows[0].trial)
 
 
 def as_json(sweep: Sweep) -> dict[str, Any]:
@@ -65,27 +66,27 @@ def _finite(value: Any) -> Any:
 
 def _best_yaml(sweep: Sweep, best: Combination) -> str:
     values = ", ".join(f"{key} = {format_value(value)}" for key, value in best.values.items())
-    uri = storage.join(sweep.config.run.dir, "best.yaml")
+    paths = RunPaths(sweep.config.run.dir)
     head = (
         f"# Best of {len(sweep.combinations())} combinations: {values}.\n"
         f"# Expected: {sweep.objective} {best.objective:.4f}"
         + (f", the median of {len(best.rows)} seeds" if len(best.rows) > 1 else "")
         + f".\n# Hardware, time: about {best.rows[0].worker_seconds / 60:.1f} worker minutes in the sweep.\n"
-        f"# Run: python jobs/pretrain.py {uri}\n"
+        f"# Run: python jobs/pretrain.py {paths.best_config}\n"
     )
-    return ready_to_run(best.rows[0].trial, storage.join(sweep.config.run.dir, "best-again"), head)
+    return ready_to_run(best.rows[0].trial, paths.best_rerun.directory, head)
 
 
-def _link(run_dir: str, trial: Trial) -> None:
+def _link(paths: RunPaths, trial: Trial) -> None:
     """Link RUN/best to the best trial, on local file systems; sweep.json names it in any case."""
-    filesystem, path = storage.filesystem(run_dir)
+    filesystem, link = storage.filesystem(paths.best_link)
     if filesystem.type_name != "local":
         return
-    target, temporary = os.path.join("trials", trial.name), os.path.join(path, ".best.part")
+    target, temporary = os.path.relpath(storage.filesystem(trial.run_dir)[1], os.path.dirname(link)), f"{link}.part"
     with suppress(FileNotFoundError):
         os.unlink(temporary)
     os.symlink(target, temporary)
-    os.replace(temporary, os.path.join(path, "best"))
+    os.replace(temporary, link)
 
 
 def trial_line(sweep: Sweep, trial: Trial) -> str:
@@ -119,6 +120,6 @@ def summary(sweep: Sweep) -> str:
         for one in found
     }
     parts = [grid("trial", rows)] + ([grid(f"ranking of {found[0].combinations}", ranked)] if ranked else [])
-    best, run_dir = sweep.best(), sweep.config.run.dir
-    conclusion = "no trial finished" if best is None else f"best: {storage.join(run_dir, 'best.yaml')}"
-    return "\n\n".join(["", *parts, f"{conclusion}\npage: {storage.join(run_dir, 'sweep.html')}"])
+    best, paths = sweep.best(), RunPaths(sweep.config.run.dir)
+    conclusion = "no trial finished" if best is None else f"best: {paths.best_config}"
+    return "\n\n".join(["", *parts, f"{conclusion}\npage: {paths.sweep_page}"])

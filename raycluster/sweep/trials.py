@@ -15,6 +15,7 @@ from raycluster.config import dump, from_tree
 from raycluster.config.errors import format_value, plain, report
 from raycluster.data.manifest import DataSettings
 from raycluster.io import storage
+from raycluster.io.run_paths import RunPaths
 from raycluster.run.directory import read_report, write_config
 from raycluster.run.state import Config
 from raycluster.seeding import generator
@@ -74,7 +75,7 @@ def make_trial(sweep: SweepConfig, number: int, values: Values, seed: int) -> Tr
     for key, value in values.items():
         _set(tree, key.split("."), plain(value))
     repeated = f"-seed{seed}" if sweep.sweep.seeds > 1 else ""
-    tree["run"]["dir"] = storage.join(sweep.run.dir, "trials", f"{number:03d}{repeated}")
+    tree["run"]["dir"] = RunPaths(sweep.run.dir).trial(f"{number:03d}{repeated}").directory
     tree["seed"] = seed
     tree["evaluation"]["every_rounds"] = max(1, sweep.evaluation.every_rounds)
     source = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
@@ -166,12 +167,12 @@ def _behaviour(config: Config) -> str:
 def manifest_uri(sweep: SweepConfig, data: DataSettings) -> str:
     """The manifest shared by all trials on `data`; that of evaluation.test_uri lies in the same folder."""
     digest = sha256(dump(data).encode()).hexdigest()[:8]
-    return storage.join(sweep.run.dir, "data", digest, "manifest.parquet")
+    return RunPaths(sweep.run.dir).trial_data(digest).manifest
 
 
 def ensure_prepared(sweep: SweepConfig, trial: Trial) -> None:
     """Create the run directory of a trial, with copies of the manifests of its data, unless it exists."""
-    if storage.exists(storage.join(trial.run_dir, "config.yaml")):
+    if storage.exists(RunPaths(trial.run_dir).config):
         return
     folder = storage.parent(manifest_uri(sweep, trial.config.data))
     for uri in storage.list_files(folder) if storage.exists(folder) else []:
@@ -182,7 +183,7 @@ def ensure_prepared(sweep: SweepConfig, trial: Trial) -> None:
 
 def read_history(trial: Trial) -> History:
     """The progress of a trial by its run directory. A failed trial may be tried again."""
-    uri = storage.join(trial.run_dir, "metrics.jsonl")
+    uri = RunPaths(trial.run_dir).metrics
     text = storage.read_bytes(uri).decode(errors="replace") if storage.exists(uri) else ""
     lines = [line for line in text.split("\n") if line.strip()]
     records = [record for record in map(_record, lines) if record is not None]

@@ -93,13 +93,13 @@ def test_interrupted_in_every_way_and_run_again_equals_undisturbed(
         job.send_signal(number)
         out, _ = job.communicate(timeout=PATIENCE_SECONDS)
         assert not (tmp_path / "report.json").exists(), out
-        assert ("going on in round" in out) == bool(before)
+        assert ("resuming in round" in out) == bool(before)
         if number == signal.SIGKILL:
             assert job.returncode == -signal.SIGKILL
         else:
             assert job.returncode == 130, out
             assert "Traceback" not in out
-            assert re.search(r"\nstopped .*; the same command goes on .*\n$", out), out
+            assert re.search(r"\nstopped .*; the same command (goes on|resumes) .*\n$", out), out
 
     job = start_job(*words)
     out, _ = job.communicate(timeout=PATIENCE_SECONDS)
@@ -208,7 +208,7 @@ def test_submitted_killed_and_submitted_again_equals_undisturbed(
 
     done = cluster.submit("second", *words, wait=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on in round" in done.stdout and "pre-trained" in done.stdout
+    assert "resuming in round" in done.stdout and "pre-trained" in done.stdout
     assert_same(tmp_path, undisturbed)
     assert "failed" in cluster.ray("status", "first").stdout.lower()
     packages = list((cluster.folder / "r").glob("session_*/runtime_resources/working_dir_files/*"))

@@ -12,6 +12,7 @@ from raycluster.models.backbone import Backbone
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.export import export, load_backbone
 from raycluster.types import UserError
+from tests.damage import damages
 
 
 def _write(folder: Path, backbone: Backbone, settings: dict[str, object]) -> None:
@@ -20,7 +21,7 @@ def _write(folder: Path, backbone: Backbone, settings: dict[str, object]) -> Non
     (folder / "backbone.json").write_bytes(description)
 
 
-def test_loaded_features_are_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_loaded_features_are_bitwise_identical(tmp_path: Path) -> None:
     backbone = smallnet.Model(input="sobel", widths=(8, 64)).build(5)
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     backbone(images)
@@ -28,7 +29,7 @@ def test_loaded_features_are_the_same_to_the_bit(tmp_path: Path) -> None:
         if isinstance(module, GhostBatchNorm) and module.statistics is not None:
             module.update(module.statistics)
     _write(tmp_path, backbone, {"seed": 0, "model": {"name": "smallnet", "input": "sobel", "widths": [8, 64]}})
-    loaded = load_backbone(str(tmp_path))
+    loaded = load_backbone(tmp_path)  # a pathlib.Path
     assert not loaded.training
     assert torch.equal(loaded(images), backbone.eval()(images))
     assert json.loads((tmp_path / "backbone.json").read_text())["num_features"] == 64
@@ -58,3 +59,46 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     weights.write_bytes(content)
     with pytest.raises(UserError, match=r"backbone\.safetensors is damaged"):
         load_backbone(str(tmp_path))
+
+
+SMALL = {"seed": 0, "model": {"name": "smallnet", "widths": [4, 8]}}
+
+
+@pytest.mark.parametrize("name", ["backbone.json", "backbone.safetensors"])
+def test_damaged_exports_are_refused(tmp_path: Path, name: str) -> None:
+    _write(tmp_path, smallnet.Model(widths=(4, 8)).build(0), SMALL)
+    content, refused = (tmp_path / name).read_bytes(), 0
+    for data in damages(content, 200):
+        (tmp_path / name).write_bytes(data)
+        try:
+            load_backbone(tmp_path)
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
+def test_damaged_weights_without_a_checksum_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path, smallnet.Model(widths=(4, 8)).build(0), SMALL)
+    description = json.loads((tmp_path / "backbone.json").read_text())
+    del description["sha256"]
+    (tmp_path / "backbone.json").write_text(json.dumps(description))
+    content = (tmp_path / "backbone.safetensors").read_bytes()
+    for data in damages(content[:600], 50):
+        (tmp_path / "backbone.safetensors").write_bytes(data)
+        with pytest.raises(UserError, match=r"damaged|cannot rebuild"):
+            load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [[], {}, {"model": None}, {"model": {}}, {"model": {"name": 5}}])
+def test_a_description_of_another_form_is_named(tmp_path: Path, settings: object) -> None:
+    _write(tmp_path, smallnet.Model(widths=(4, 8)).build(0), SMALL)
+    (tmp_path / "backbone.json").write_text(json.dumps({"settings": settings}))
+    with pytest.raises(UserError, match=r"backbone\.json is damaged"):
+        load_backbone(tmp_path)
+
+
+def test_a_model_this_version_lacks_is_named(tmp_path: Path) -> None:
+    for name in ("nosuch", "export", "smallnet"):
+        _write(tmp_path, smallnet.Model(widths=(4, 8)).build(0), {"model": {"name": name, "unknown": 1}})
+        with pytest.raises(UserError, match="cannot rebuild"):
+            load_backbone(tmp_path)

@@ -1,4 +1,4 @@
-"""Between two steps, with workers that announce things: what is saved, and when."""
+"""Checkpoints between two steps, with workers that announce changes of the cluster."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Tiny = Callable[..., Config]
 
 
 class Announcing(LocalWorkers):
-    """Announces `pending_change` from the second look on, until they are let go."""
+    """Announces `pending_change` from the second poll on, until a restart is allowed."""
 
     def __init__(self, pending_change: PendingChange) -> None:
         super().__init__()
-        self._announced, self._looks, self.restart_allowed_after = pending_change, 0, 0.0
+        self._announced, self._polls, self.restart_allowed_after = pending_change, 0, 0.0
 
     def pending_change(self) -> PendingChange:
-        self._looks += 1
-        return self._announced if self._looks > 1 and not self.restart_allowed_after else PendingChange()
+        self._polls += 1
+        return self._announced if self._polls > 1 and not self.restart_allowed_after else PendingChange()
 
     def wait_for_restart(self, seconds: float) -> None:
         self.restart_allowed_after = seconds
@@ -43,16 +43,17 @@ def saved_within_rounds(events: list[Event]) -> list[Saved]:
     return [event for event in events if isinstance(event, Saved) and event.step > 0]
 
 
-def test_a_notice_is_answered_with_a_checkpoint_and_the_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_preemption_notice_causes_a_checkpoint_and_training_continues(tiny: Tiny, tmp_path: Path) -> None:
     workers = Announcing(PendingChange(notice_seconds=100.0))
     events = events_of(tiny(tmp_path, "training.epochs=1"), workers)
     (saved,) = saved_within_rounds(events)
     assert 1 < saved.step <= 1 + 8
     assert workers.restart_allowed_after == 0
-    assert any(isinstance(event, StatusNote) and "goes away in 100 s: saved" in event.text for event in events)
+    notes = [event.text for event in events if isinstance(event, StatusNote)]
+    assert "a node is taken away in 100 s: saved" in notes
 
 
-def test_before_a_machine_goes_everything_is_saved_and_nothing_more_is_done(tiny: Tiny, tmp_path: Path) -> None:
+def test_before_a_node_is_taken_away_everything_is_saved_and_training_pauses(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(tmp_path, "training.epochs=1")
     workers = Announcing(PendingChange(notice_seconds=3.0))
     events = []
@@ -74,13 +75,13 @@ def test_a_resize_waits_for_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     assert workers.restart_allowed_after > 0 and saved.step > 1
 
 
-def test_a_calm_run_saves_at_the_rounds_only(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_undisturbed_run_saves_at_the_rounds_only(tiny: Tiny, tmp_path: Path) -> None:
     events = events_of(tiny(tmp_path), LocalWorkers())
     assert saved_within_rounds(events) == []
-    assert [event.round for event in events if isinstance(event, Saved)] == [0, 1], "labels are worth keeping"
+    assert [event.round for event in events if isinstance(event, Saved)] == [0, 1], "after each reassignment"
 
 
-def test_whoever_stops_while_clustering_is_heard_between_two_iterations(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_stop_request_while_clustering_takes_effect_between_two_iterations(tiny: Tiny, tmp_path: Path) -> None:
     clustering: list[Event] = []
     workers = LocalWorkers(stopping=lambda: bool(clustering))
     with pytest.raises(RunStopped, match="stopped while clustering"):
@@ -90,7 +91,7 @@ def test_whoever_stops_while_clustering_is_heard_between_two_iterations(tiny: Ti
 
 
 class Failing(LocalWorkers):
-    """Loading the second shard fails so often; what was put of the first one is lost once."""
+    """Loading the second shard fails `failures` times."""
 
     def __init__(self, failures: int) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ def test_a_shard_that_fails_is_tried_again(tiny: Tiny, tmp_path: Path) -> None:
         events_of(tiny(tmp_path / "2", "training.epochs=1"), Failing(2))
 
 
-def test_what_a_dead_group_knew_of_broken_images_is_named_again(
+def test_images_that_a_lost_worker_group_skipped_are_named_again(
     tiny: Tiny, tmp_path: Path, digits_folder: Path
 ) -> None:
     (digits_folder / "150.png").write_bytes(b"")
@@ -122,7 +123,7 @@ def test_what_a_dead_group_knew_of_broken_images_is_named_again(
     config = tiny(tmp_path / "run", *options)
 
     class Holding(LocalWorkers):
-        """The features of a group of workers that is gone."""
+        """Starts with the features of a worker group that ended."""
 
         held: ClassVar[dict[int, Block]] = {}
 

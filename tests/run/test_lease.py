@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from raycluster.io.run_paths import RunPaths
 from raycluster.run import lease, policy
-from raycluster.run.lease import Lease, acquire_lease, lease_uri, read_lease
+from raycluster.run.lease import Lease, acquire_lease, read_lease
 from raycluster.types import UserError
 
 HOLDER = """
@@ -42,7 +43,7 @@ def elsewhere(run_dir: Path, age_seconds: float = 0.0) -> Lease:
         mine = read_lease(str(run_dir))
     assert mine is not None
     other = replace(mine, token="other", machine="another", host="far", heartbeat_at=mine.heartbeat_at - age_seconds)
-    Path(lease_uri(str(run_dir))).write_text(json.dumps(asdict(other)))
+    Path(RunPaths(str(run_dir)).lease).write_text(json.dumps(asdict(other)))
     return other
 
 
@@ -58,35 +59,36 @@ def test_second_job_is_refused_until_the_first_dies(tmp_path: Path, holder: subp
     assert read_lease(str(tmp_path)) is None
 
 
-def test_number_of_a_dead_process_may_be_taken_by_another(tmp_path: Path) -> None:
+def test_a_pid_may_be_reused(tmp_path: Path) -> None:
     with acquire_lease(str(tmp_path), lost=never):
         mine = read_lease(str(tmp_path))
     assert mine is not None
-    Path(lease_uri(str(tmp_path))).write_text(json.dumps(asdict(replace(mine, token="other", process_start_time="1"))))
+    other = replace(mine, token="other", process_start_time="1")
+    Path(RunPaths(str(tmp_path)).lease).write_text(json.dumps(asdict(other)))
     with acquire_lease(str(tmp_path), lost=never, notify=never):
         pass
 
 
 def test_job_on_another_machine_is_waited_for_then_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "LEASE_EXPIRY_SECONDS", 0.3)
-    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.1)
     elsewhere(tmp_path)
-    said: list[str] = []
-    with acquire_lease(str(tmp_path), lost=never, notify=said.append):
-        assert len(said) == 1 and "on far, which may be dead; waiting up to" in said[0]
+    messages: list[str] = []
+    with acquire_lease(str(tmp_path), lost=never, notify=messages.append):
+        assert len(messages) == 1 and "on far, which may be dead; waiting up to" in messages[0]
 
 
-def test_job_on_another_machine_that_beats_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.1)
+def test_job_on_another_machine_with_a_heartbeat_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.1)
     other = elsewhere(tmp_path)
 
-    def beat(text: str) -> None:
-        Path(lease_uri(str(tmp_path))).write_text(
+    def heartbeat(text: str) -> None:
+        Path(RunPaths(str(tmp_path)).lease).write_text(
             json.dumps(asdict(replace(other, heartbeat_at=other.heartbeat_at + 10)))
         )
 
     with pytest.raises(UserError, match=r"in use since .* on far"):
-        acquire_lease(str(tmp_path), lost=never, notify=beat).__enter__()
+        acquire_lease(str(tmp_path), lost=never, notify=heartbeat).__enter__()
 
 
 def test_long_dead_job_is_not_waited_for(tmp_path: Path) -> None:
@@ -95,21 +97,21 @@ def test_long_dead_job_is_not_waited_for(tmp_path: Path) -> None:
         pass
 
 
-def test_whoever_finds_anothers_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_lost_its_lease_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LEASE_HEARTBEAT_SECONDS", 0.05)
-    told: list[str] = []
-    with acquire_lease(str(tmp_path), lost=told.append):
+    messages: list[str] = []
+    with acquire_lease(str(tmp_path), lost=messages.append):
         mine = read_lease(str(tmp_path))
         assert mine is not None
         other = replace(mine, token="other", host="far")
-        while not told:
-            Path(lease_uri(str(tmp_path))).write_text(json.dumps(asdict(other)))
-    assert "on far" in told[0]
+        while not messages:
+            Path(RunPaths(str(tmp_path)).lease).write_text(json.dumps(asdict(other)))
+    assert "on far" in messages[0]
     found = read_lease(str(tmp_path))
     assert found is not None and found.token == "other", "the lease of another is left where it is"
 
 
 def test_unreadable_lease_is_none(tmp_path: Path) -> None:
-    Path(lease_uri(str(tmp_path))).write_text("{")
+    Path(RunPaths(str(tmp_path)).lease).write_text("{")
     with acquire_lease(str(tmp_path), lost=never, notify=never):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +14,7 @@ from raycluster.clustering.search.assign import Engine, nearest
 from raycluster.features.arrays import as_array
 from raycluster.io import storage
 from raycluster.io.embeddings import check_matrix
-from raycluster.types import UserError
+from raycluster.io.npz import read_npz
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +54,10 @@ class KMeans:
 
 
 def load_kmeans(uri: str) -> KMeans:
-    """Read what `KMeans.save` wrote. Raises UserError if there is nothing or something else at the path or URI."""
-    try:
-        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as saved:
-            found = {name: saved[name] for name in saved.files}
-        arrays = {name: found.pop(name) for name in ("centroids", "samples", "labels", "sizes")}
-        return KMeans(**arrays, **{name: value.tolist() for name, value in found.items()})
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{storage.shown(uri)} is not a saved clustering (.npz written by KMeans.save): {error}"
-        ) from None
+    """The clustering that `KMeans.save` wrote to a path or URI. Raises UserError if there is none, or it is damaged."""
+    found: dict[str, Any] = read_npz(os.fspath(uri), [field.name for field in fields(KMeans)])
+    arrays: dict[str, Any] = {name: found.pop(name) for name in ("centroids", "samples", "labels", "sizes")}
+    return KMeans(**arrays, **{name: value.tolist() for name, value in found.items()})
 
 
 def unit_rows(values: NDArray[np.floating]) -> NDArray[np.float32]:
