@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.config import NonEmpty, PluginField, settings
+from raycluster.config import NonEmpty, settings
 from raycluster.config.registry import did_you_mean
 from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.transforms import View
+from raycluster.evaluation.base import probe, probe_names
 from raycluster.evaluation.metrics import label_free
 from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
 from raycluster.io.run_paths import RunPaths
@@ -47,7 +47,7 @@ class EvaluationSettings:
     every_rounds: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        known = probes()
+        known = probe_names()
         for probe in self.probes:
             if probe not in known:
                 raise UserError(f"probes: seen {probe}; wanted some of {', '.join(known)}{did_you_mean(probe, known)}")
@@ -66,9 +66,21 @@ class Evaluation:
         """The accuracies (shares) of several networks on the same images: {network: {probe: accuracy}}."""
         figures = {}
         for name, backbone in networks.items():
-            train, test = self.train_and_test(backbone, dataset, name)
-            figures[name] = self.workers.run_on_rank_zero(accuracies, train, test, self.settings.probes)
+            figures[name] = self.probe(backbone, dataset, name)
         return figures
+
+    def probe(self, backbone: Backbone, dataset: ImageDataset, name: str) -> dict[str, float]:
+        """The metrics of all probes. name: the version that features are stored under."""
+        metrics: dict[str, float] = {}
+        for kind in ("vectors", "maps"):
+            chosen = [one for one in self.settings.probes if probe(one).DECLARATION.input == kind]
+            if chosen:
+                train, test = self.train_and_test(backbone, dataset, name, kind)
+                metrics |= self.workers.run_on_rank_zero(run_probes, train, test, chosen)
+        for one in self.settings.probes:
+            if probe(one).DECLARATION.input == "network":
+                metrics |= probe(one).evaluate(backbone, NetworkInput(self, dataset, self.test_dataset(dataset)))
+        return metrics
 
     def after_round(
         self, backbone: Backbone, dataset: ImageDataset, clusters: NDArray[np.int32] | None, name: str
@@ -80,21 +92,17 @@ class Evaluation:
         samples, x = self.features(backbone, dataset, name)
         figures = self.workers.run_on_rank_zero(label_free.evaluate, x, None if clusters is None else clusters[samples])
         if dataset.manifest.labels is not None:
-            train, test = self._with_tests(self._labelled(samples, x, dataset), backbone, dataset, name)
-            figures |= self.workers.run_on_rank_zero(accuracies, train, test, self.settings.probes)
+            figures |= self.probe(backbone, dataset, name)
         return figures
 
-    def train_and_test(self, backbone: Backbone, dataset: ImageDataset, name: str) -> tuple[Labelled, Labelled]:
-        """Features and labels to learn from and to test on. name: the version that the features are stored under."""
-        return self._with_tests(self.represent(backbone, dataset, name), backbone, dataset, name)
-
-    def _with_tests(
-        self, train: Labelled, backbone: Backbone, dataset: ImageDataset, name: str
+    def train_and_test(
+        self, backbone: Backbone, dataset: ImageDataset, name: str, kind: str = "vectors"
     ) -> tuple[Labelled, Labelled]:
-        tests = self.test_dataset(dataset)
+        """Features and labels to learn from and to test on. kind: `vectors` (n, D) or `maps` (n, C, h, w)."""
+        train, tests = self.represent(backbone, dataset, name, kind), self.test_dataset(dataset)
         if tests is None:
             return split(train, self.settings.test_fraction, dataset.seed)
-        x, y = self.represent(backbone, tests, f"{name} test")
+        x, y = self.represent(backbone, tests, f"{name} test", kind)
         return train, (x, _translate(y, tests.manifest.classes, dataset.manifest.classes))
 
     def test_dataset(self, dataset: ImageDataset) -> ImageDataset | None:
@@ -139,43 +147,48 @@ class Evaluation:
             )
         return dataset.manifest.labels[dataset.manifest.evaluation_samples(self.settings.max_samples)]
 
-    def represent(self, backbone: Backbone, dataset: ImageDataset, name: str) -> Labelled:
-        """Pooled features (n, D) and true labels (n,) of those of the first `max_samples` images that have labels."""
+    def represent(self, backbone: Backbone, dataset: ImageDataset, name: str, kind: str = "vectors") -> Labelled:
+        """Features and true labels (n,) of those of the first `max_samples` images that have labels."""
         self.labels(dataset)
-        return self._labelled(*self.features(backbone, dataset, name), dataset)
-
-    def features(
-        self, backbone: Backbone, dataset: ImageDataset, name: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Sample ids (n,) and pooled features (n, D) of the first `max_samples` images, broken ones left out."""
-        chosen = dataset.manifest.evaluation_samples(self.settings.max_samples)
-        events = extract(
-            backbone,
-            dataset,
-            self.workers,
-            feature_spec=FeatureSpec(self.view, self.settings.layer, "pooled"),
-            version=name,
-            shards=dataset.manifest.shards_of(chosen),
-        )
-        broken = [event.sample for event in events if isinstance(event, SkippedImage)]
-        samples = np.setdiff1d(chosen, broken)
-        return samples, self.workers.run_on_rank_zero(_rows, self.workers, name, samples)
-
-    def _labelled(self, samples: NDArray[np.int64], x: NDArray[np.float32], dataset: ImageDataset) -> Labelled:
+        samples, x = self.features(backbone, dataset, name, kind)
         assert dataset.manifest.labels is not None
         labels = dataset.manifest.labels[samples]
         return x[labels >= 0], labels[labels >= 0]
 
+    def features(
+        self, backbone: Backbone, dataset: ImageDataset, name: str, kind: str = "vectors"
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Sample ids (n,) and features of the first `max_samples` images, broken ones left out."""
+        chosen = dataset.manifest.evaluation_samples(self.settings.max_samples)
+        version = f"{name} maps" if kind == "maps" else name
+        events = extract(
+            backbone,
+            dataset,
+            self.workers,
+            feature_spec=FeatureSpec(self.view, self.settings.layer, "flat" if kind == "maps" else "pooled"),
+            version=version,
+            shards=dataset.manifest.shards_of(chosen),
+        )
+        broken = [event.sample for event in events if isinstance(event, SkippedImage)]
+        samples = np.setdiff1d(chosen, broken)
+        rows = self.workers.run_on_rank_zero(_rows, self.workers, version, samples)
+        return samples, rows.reshape(len(rows), *self._map_shape(backbone)) if kind == "maps" else rows
 
-def probes() -> list[str]:
-    """The evaluations that judge features (others judge labels)."""
-    modules = PluginField("raycluster.evaluation.probes", "evaluate").modules()
-    return [name for name in modules if "train_x" in inspect.signature(_evaluate_of(name)).parameters]
+    def _map_shape(self, backbone: Backbone) -> tuple[int, ...]:
+        """(C, h, w) of the evaluated layer; (D, 1, 1) where it has no maps."""
+        image = torch.zeros(1, 3, self.view.size, self.view.size, dtype=torch.uint8, device=self.workers.device)
+        with torch.no_grad():
+            shape = tuple(backbone.eval()(image, self.settings.layer).shape[1:])
+        return shape if len(shape) == 3 else (*shape, 1, 1)
 
 
-def _evaluate_of(probe: str) -> Callable[..., dict[str, float]]:
-    function: Callable[..., dict[str, float]] = import_module(f"raycluster.evaluation.probes.{probe}").evaluate
-    return function
+@dataclass(frozen=True)
+class NetworkInput:
+    """What an evaluation of a whole network gets besides it. tests: the images of `evaluation.test_uri`, if any."""
+
+    evaluation: Evaluation
+    train: ImageDataset
+    tests: ImageDataset | None
 
 
 def _rows(workers: Workers, version: str, samples: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -200,9 +213,13 @@ def split(labelled: Labelled, test_fraction: float, seed: int) -> tuple[Labelled
     return (x[order[cut:]], y[order[cut:]]), (x[order[:cut]], y[order[:cut]])
 
 
-def accuracies(train: Labelled, test: Labelled, probes: Sequence[str]) -> dict[str, float]:
-    """Top-1 accuracy (a share), by the name of the probe."""
-    figures: dict[str, float] = {}
-    for probe in probes:
-        figures |= _evaluate_of(probe)(*train, *test)
-    return figures
+def run_probes(train: Labelled, test: Labelled, probes: Sequence[str]) -> dict[str, float]:
+    """The metrics of probes that read features, by name."""
+    metrics: dict[str, float] = {}
+    for name in probes:
+        targets: Sequence[NDArray[Any]] = (train[1], test[1])
+        if probe(name).DECLARATION.target == "label_matrix":
+            identity = np.eye(int(max(labels.max() for labels in targets)) + 1, dtype=np.float32)
+            targets = [identity[labels] for labels in targets]
+        metrics |= probe(name).evaluate(train[0], targets[0], test[0], targets[1])
+    return metrics

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from raycluster.evaluation.base import declared_metrics
 from raycluster.events import Event, FailureEvent, Finished, Progress, Round, Started, StatusNote
 from raycluster.io.run_paths import RunPaths
 from raycluster.monitoring.tensorboard import TensorBoard
@@ -155,16 +156,17 @@ def summary(report: dict[str, Any], run_dir: str) -> str:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Accuracies (fractions) in percent: a row per network or layer, a column per probe."""
-    percent = {
+    """Headline metrics of the probes: a row per network or layer, a column per metric."""
+    known = declared_metrics()
+    shown = {
         row: {
-            name.removesuffix("_accuracy").replace("_", " "): f"{100 * value:.1f}"
-            for name, value in figures.items()
-            if name.endswith("_accuracy") and "_train_" not in name
+            known[name].title: f"{100 * value:.1f}" if known[name].percent else f"{value:.3f}"
+            for name, value in metrics.items()
+            if name in known and known[name].headline
         }
-        for row, figures in rows.items()
+        for row, metrics in rows.items()
     }
-    return grid("accuracy, %", percent)
+    return grid("accuracy, %", shown)
 
 
 def agreement_table(rows: dict[str, dict[str, float]] | None) -> str:

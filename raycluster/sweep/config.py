@@ -21,7 +21,8 @@ class SweepSettings:
     (Optuna's TPE). trials: number of combinations, for random and bayesian. batch: combinations that bayesian proposes
     at a time; affects the result (null for 4). seeds: runs of each combination with `seed`, `seed` + 1..., compared by
     their median. objective: any number of metrics.jsonl; null for the accuracy of the first of evaluation.probes if
-    there are labels, else effective_rank. direction: whether to maximise or minimise it. early_stopping: `asha` stops
+    there are labels, else effective_rank. direction: whether to maximise or minimise it, null for
+    what its evaluation declares. early_stopping: `asha` stops
     poor trials early, and runs a grid in a seeded random order. grace_epochs: epochs that every trial may run, at least
     one round of any trial (null for epochs / reduction^2). reduction: one in `reduction` trials continues at each rung
     (null for 3).
@@ -32,7 +33,7 @@ class SweepSettings:
     batch: Annotated[int, Field(ge=1, le=MAX_VALUES)] | None = None
     seeds: Annotated[int, Field(ge=1, le=MAX_VALUES)] = 1
     objective: str | None = None
-    direction: Literal["max", "min"] = "max"
+    direction: Literal["max", "min"] | None = None
     early_stopping: Literal["none", "asha"] = "none"
     grace_epochs: Annotated[float, Field(gt=0)] | None = None
     reduction: Annotated[float, Field(gt=1)] | None = None

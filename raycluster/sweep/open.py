@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raycluster.config.errors import report
 from raycluster.data.dataset import open_dataset
+from raycluster.evaluation.base import probe
 from raycluster.io import storage
 from raycluster.run.directory import differences, holds_run, write_config
 from raycluster.run.local_workers import LocalWorkers
@@ -28,7 +29,7 @@ def open_sweep(config: SweepConfig) -> Sweep:
     write_config(config.run.dir, config)
     dataset = open_dataset(config.data, manifest_uri(config, config.data), LocalWorkers(), config.seed)
     labelled = dataset.manifest.labels is not None
-    automatic = f"{config.evaluation.probes[0]}_accuracy" if labelled else LABEL_FREE_OBJECTIVE
+    automatic = probe(config.evaluation.probes[0]).DECLARATION.metrics[0].name if labelled else LABEL_FREE_OBJECTIVE
     return Sweep(config, axes, combinations, objective=config.sweep.objective or automatic)
 
 

@@ -34,7 +34,7 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
     best = sweep.best()
     return {
         "objective": sweep.objective,
-        "direction": sweep.config.sweep.direction,
+        "direction": sweep.direction,
         "best": None if best is None else best.number,
         "combinations": [
             {"number": one.number, "values": one.values, "objective": one.objective} for one in sweep.combinations()
@@ -101,7 +101,7 @@ def trial_line(sweep: Sweep, trial: Trial) -> str:
 
 def summary(sweep: Sweep) -> str:
     """The final table: combinations from best to worst, then rank correlations of label-free scores."""
-    sign = -1.0 if sweep.config.sweep.direction == "max" else 1.0
+    sign = -1.0 if sweep.direction == "max" else 1.0
     ordered = sorted(
         sweep.combinations(), key=lambda one: (one.objective is None, sign * (one.so_far or 0.0), one.number)
     )

@@ -8,11 +8,12 @@ from importlib.resources import files
 from typing import Any
 
 from raycluster.config.errors import format_value
+from raycluster.evaluation.base import label_free_metrics, labelled_metrics
 from raycluster.sweep import charts
 from raycluster.sweep.axes import Scale, categorical_scale, numeric_scale, tick_label
 from raycluster.sweep.charts import Mark
 from raycluster.sweep.plan import Row, Sweep, identical_pairs
-from raycluster.sweep.ranking import LABEL_FREE, rankings
+from raycluster.sweep.ranking import rankings
 from raycluster.sweep.space import Axis, Values
 from raycluster.sweep.trials import number
 
@@ -27,7 +28,7 @@ class Page:
         self.sweep, self.rows = sweep, sweep.rows()
         self.best = sweep.best()
         self.evaluated = [row for row in self.rows if row.objective is not None]
-        sign = 1 if sweep.config.sweep.direction == "max" else -1
+        sign = 1 if sweep.direction == "max" else -1
         self.ranked = sorted(self.evaluated, key=lambda row: sign * (row.objective or 0.0))
         self.objectives = numeric_scale([row.objective or 0.0 for row in self.evaluated])
 
@@ -111,12 +112,8 @@ def _notes(view: Page) -> Iterator[str]:
 def _table(view: Page) -> str:
     keys, objective = [axis.key for axis in view.sweep.axes], view.sweep.objective
     last = [row.records[-1] if row.records else {} for row in view.rows]
-    wanted = [*LABEL_FREE, *(name for record in last for name in record if name.endswith("_accuracy"))]
-    extra = [
-        name
-        for name in dict.fromkeys(wanted)
-        if name != objective and "_train_" not in name and any(name in record for record in last)
-    ]
+    wanted = [*label_free_metrics(), *labelled_metrics()]
+    extra = [name for name in dict.fromkeys(wanted) if name != objective and any(name in record for record in last)]
     titles = ["trial", *keys, objective, *extra, "epoch", "status", "worker-seconds"]
     head = "".join(f"<th>{escape(title.replace('_', ' ').replace('.', '. '))}</th>" for title in titles)
     order = [*reversed(view.ranked), *(row for row in view.rows if row not in view.evaluated)]

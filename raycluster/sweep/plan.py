@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
+from raycluster.evaluation.base import declared_metrics
 from raycluster.sweep.bayesian import propose
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.space import Axis, Values
@@ -74,7 +75,10 @@ class Sweep:
         self._combinations = list(combinations)
         self._started: set[str] = set()
         self._batches_of_trials = self._plan()
-        self._sign = 1.0 if config.sweep.direction == "max" else -1.0
+        declared = declared_metrics().get(objective)
+        lower = declared is not None and not declared.higher_is_better
+        self.direction: Literal["max", "min"] = config.sweep.direction or ("min" if lower else "max")
+        self._sign = 1.0 if self.direction == "max" else -1.0
 
     def next(self) -> Trial | None:
         """A trial to start or resume; None while others must end first, and when the sweep is `done`."""
@@ -155,7 +159,7 @@ class Sweep:
         while (left := (settings.trials or 0) - len(self.combinations())) > 0:
             tried = [(found.values, found.so_far) for found in self.combinations()]
             count = min(left, settings.batch or BATCH)
-            yield propose(self.axes, tried, count, seed=self.config.seed, direction=settings.direction)
+            yield propose(self.axes, tried, count, seed=self.config.seed, direction=self.direction)
 
     @property
     def _rungs(self) -> list[float]:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from scipy.stats import kendalltau, spearmanr
 
+from raycluster.evaluation.base import label_free_metrics, labelled_metrics
 from raycluster.sweep.plan import Combination
 
-LABEL_FREE = ("intra_cluster_edges", "effective_rank", "nmi_previous", "loss_over_chance")
 MIN_COMBINATIONS = 4  # fewer agree by chance too easily
 
 
@@ -28,9 +28,9 @@ def rankings(combinations: Sequence[Combination]) -> list[Ranking]:
     finished = [one for one in combinations if one.objective is not None]
     if len(finished) < MIN_COMBINATIONS:
         return []
-    names = [name for name in finished[0].rows[0].records[-1] if name.endswith("_accuracy") and "_train_" not in name]
+    names = [name for name in labelled_metrics() if name in finished[0].rows[0].records[-1]]
     found = []
-    for score in LABEL_FREE:
+    for score in label_free_metrics():
         for accuracy in names:
             x, y = ([one.figure(name) for one in finished] for name in (score, accuracy))
             if None in x or None in y or len(set(x)) == 1 or len(set(y)) == 1:

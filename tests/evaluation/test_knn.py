@@ -44,5 +44,5 @@ def test_classes_unseen_in_training_and_zero_rows_are_counted_wrong_not_fatal() 
 
 def test_mistakes_are_named() -> None:
     rows = np.ones((2, 3), np.float32)
-    with pytest.raises(UserError, match="whole number"):
+    with pytest.raises(UserError, match="an integer"):
         knn.evaluate(rows, [0, -1], rows, [0, 0])
