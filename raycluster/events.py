@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on; whoever listens needs neither torch nor Ray."""
+"""Events that a run emits. Listeners need neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far a phase is: `done` of `total` images, and what the phase has to say."""
+    """Progress of a phase: `done` of `total` images, and a note on it."""
 
     phase: str
     done: int
@@ -18,7 +18,7 @@ class Progress(NamedTuple):
 
 
 class FailureEvent(NamedTuple):
-    """Something went away that is being made good. shards: of features that are extracted again."""
+    """Lost work that is being recovered. shards: of features that are extracted again."""
 
     what: str
     shards: int = 0
@@ -26,10 +26,10 @@ class FailureEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class Started:
-    """The run begins or goes on: `step` steps of its round are done.
+    """The run starts or resumes after `step` steps of round `round`.
 
-    rounds: (first step, step after the last) of every round; the last ends with epoch `epochs`. processes: of those
-    that share the work now.
+    rounds: (first step, step after the last) of every round; the last ends with epoch `epochs`. processes: of the
+    training workers.
     """
 
     num_samples: int
@@ -41,13 +41,13 @@ class Started:
 
     @property
     def num_workers(self) -> int:
-        """How many share the work now."""
+        """Number of training workers."""
         return len(self.processes)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of this place was begun."""
+    """A checkpoint of this round and step is being written."""
 
     round: int
     step: int
@@ -55,14 +55,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class StatusNote:
-    """What the run waits for, struggles with or expects, for people; "" when that is over."""
+    """A message on what the run waits for or recovers from; "" clears it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which processes ("host:pid") play a part of the run: `job`, `train` or `features`."""
+    """The processes ("host:pid") of one part of the run: `job`, `train` or `features`."""
 
     part: str
     names: tuple[str, ...]
@@ -70,14 +70,14 @@ class Processes:
 
 @dataclass(frozen=True)
 class Round:
-    """A round is over: its line of metrics.jsonl."""
+    """End of a round, with its line of metrics.jsonl."""
 
     record: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over: what it learned."""
+    """End of the run, with its report."""
 
     report: dict[str, Any]
 
@@ -86,5 +86,5 @@ Event = Started | Progress | Round | Finished | Saved | StatusNote | FailureEven
 
 
 def this_process() -> str:
-    """What a process is called in a status: "host:pid"."""
+    """The name of this process in a status: "host:pid"."""
     return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,4 +1,4 @@
-"""Random numbers named by the work they are for, never by the worker that draws them."""
+"""Random generators keyed by the work, not by the worker, so that results do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def seed_for(seed: int, purpose: str, *work: int) -> int:
 
 
 def generator(seed: int, purpose: str, *work: int) -> np.random.Generator:
-    """An independent generator for one piece of work, e.g. ``generator(0, "augment", epoch, sample, repeat)``.
+    """An independent generator for one unit of work, e.g. ``generator(0, "augment", epoch, sample, repeat)``.
 
-    seed: the run's seed. purpose: at most 16 bytes. work: integers naming the piece.
+    seed: of the run. purpose: at most 16 bytes. work: integers that identify the unit.
     """
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(seed, purpose, work, 16), "little")))

@@ -15,20 +15,20 @@ Shard = tuple[int, int]
 
 
 class UserError(ValueError):
-    """A mistake only the user can mend: says what was seen, what was wanted and what to change.
+    """An error that the user can correct; the message says what was seen, what was expected and what to change.
 
-    Jobs print it without a traceback and exit with code 2; every other exception is a defect of raycluster.
+    Jobs print it without a traceback and exit with code 2; any other exception is a bug in raycluster.
     """
 
 
 class RunStopped(Exception):
-    """Somebody asked the run to stop, and its state is saved."""
+    """The run stopped on request, and its state is saved."""
 
 
 class ChunkFailed(Exception):
-    """A chunk could not be loaded, for a reason that is neither the user's mistake nor one broken picture.
+    """A chunk could not be loaded, for a reason that is neither a `UserError` nor a single corrupt image.
 
-    stream: of the chunk; in extraction its shard.
+    stream: of the chunk; in feature extraction its shard.
     """
 
     def __init__(self, stream: int, reason: str) -> None:
@@ -36,11 +36,11 @@ class ChunkFailed(Exception):
         self.stream, self.reason = stream, reason
 
     def __str__(self) -> str:
-        return f"chunk of lane or shard {self.stream}: {self.reason}"
+        return f"chunk of stream or shard {self.stream}: {self.reason}"
 
 
 class Block(NamedTuple):
-    """Rows of the feature matrix that lie together: one shard.
+    """Contiguous rows of the feature matrix: one shard.
 
     samples: (n,) int64 sample ids. values: (n, D) float32 or float16, row i belongs to samples[i].
     """
@@ -50,12 +50,12 @@ class Block(NamedTuple):
 
 
 class Features(Protocol):
-    """Rows of features in blocks (shards), each row known by its sample id.
+    """A feature matrix in blocks (shards), whose rows are identified by sample id.
 
-    num_rows: N. dim: D. memory_budget: bytes that one sum may take.
+    num_rows: N. dim: D. memory_budget: bytes that one partial sum may take.
 
-    Every ``function`` is a module-level function of ``(block, *args)``: it may run in another process. It must accept a
-    block of no rows, and must not change the block.
+    Every ``function`` is a module-level function of ``(block, *args)``: it may run in another process. It must accept
+    an empty block and must not modify the block.
     """
 
     num_rows: int
@@ -63,10 +63,10 @@ class Features(Protocol):
     memory_budget: int
 
     def fold(self, function: Callable[..., T], *args: Any, combine: Callable[[T, T], T] = ...) -> T:
-        """Combine ``function(piece, *args)`` over all rows; a piece is a block, a part of one, or several together.
+        """Combine ``function(rows, *args)`` over all rows, given as a block, a part of one, or several joined.
 
-        combine: by default adds tuples element by element. It must be associative and commutative to the bit
-        (integers, maxima), and may write over its arguments.
+        combine: by default adds tuples element by element. It must be associative and commutative with bitwise
+        identical results (integers, maxima), and may overwrite its arguments.
         """
         ...
 
@@ -79,11 +79,11 @@ class Features(Protocol):
         ...
 
     def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-        """``function(features, *job)`` of every job, in order: whole problems, side by side on several machines."""
+        """``function(features, *job)`` of every job, in order; jobs run in parallel on several machines."""
         ...
 
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The (len(samples), D) float32 rows of these sample ids, in the order asked."""
+        """The (len(samples), D) float32 rows of these sample ids, in this order."""
         ...
 
 
@@ -104,12 +104,12 @@ class Crops:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a lane that is read by one task: which images, in which order, seen how.
+    """Consecutive rows of a stream, read by one task.
 
-    stream: the lane (in training) or shard (in extraction) it belongs to. start: position of its first row in that lane.
-    samples: (n,) int64 sample ids. repeats: (n,) int32, 0 for the first visit of a sample in its epoch, 1 for the
-    second... epoch: names the augmentation, with sample and repeat. crops: (n,) rows of where the samples lie, None
-    where each sample is a whole image.
+    stream: index of the stream (training) or shard (feature extraction). start: position of the first row in it.
+    samples: (n,) int64 sample ids. repeats: (n,) int32 index of the visit of a sample in its epoch, from 0. epoch,
+    samples and repeats determine the augmentation. crops: (n,) rows of where the samples lie, None where each sample is
+    a whole image.
     """
 
     stream: int
@@ -123,8 +123,8 @@ class Chunk:
 class ImageBlock(NamedTuple):
     """Decoded rows of one chunk, in order.
 
-    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB. errors: (n,) str, "" where the image was decoded; else
-    why it was not (its pixels are then zero). extra_views: the same rows in further views, each (n, height, width, 3).
+    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB. errors: (n,) str, "" for a decoded image, else
+    the reason (the pixels are then zero). extra_views: the same rows in further views, each (n, height, width, 3).
     """
 
     stream: int
@@ -141,12 +141,12 @@ Loader = Callable[[Chunk], Iterable[ImageBlock]]
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """The features that a method assigns labels from.
+    """The features from which a method assigns labels.
 
     layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
-    `activations` (after the ReLU: what the heads read). view: the section of `views` in which images are seen,
-    `eval` or `train`. visits: of an image, whose features are averaged. online: instead, where there was one, the
-    activations of the latest visit in training.
+    `activations` (after the ReLU: the input of the heads). view: the section of `views` that is applied, `eval` or
+    `train`. visits: number of views per image, whose features are averaged. online: use the activations of the latest
+    visit in training where there was one.
     """
 
     layer: str | None = None
@@ -161,11 +161,11 @@ Head = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class LabelSet:
-    """One labelling of all samples, learned by a head of its own.
+class Assignments:
+    """Result of one reassignment.
 
-    labels: (N,) int32 by sample id, -1 for samples that are excluded. num_classes: K, the size of the head. weight: of
-    its loss, relative to the other label sets.
+    labels: (heads, N) int32 by sample id, -1 for excluded samples. num_clusters: per head. figures: of the clustering,
+    for metrics. state: arrays that a method keeps for the next round (centroids, scalings).
     """
 
     labels: NDArray[np.int32]

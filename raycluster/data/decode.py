@@ -1,4 +1,4 @@
-"""Bytes of a JPEG, PNG or WebP file -> 8-bit RGB, or BrokenImage saying why not."""
+"""Decode JPEG, PNG and WebP files to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JPEG_GAP = (
 )
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_MARKS = (b"Exif\0\0", b"http://ns.adobe.com/xap")
-_ORIENTATION_IN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _FORMATS = {
     b"GIF8": "GIF",
     b"BM": "BMP",
@@ -53,7 +53,7 @@ _TRANSPOSES = {
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be used, and why."""
+    """An image that cannot be decoded; the message is the reason."""
 
 
 class Jpeg:
@@ -183,12 +183,12 @@ def _guarded(function: Callable[..., T], *args: object) -> T:
         return function(*args)
     except MemoryError:
         raise
-    except Exception as error:  # decoders meet damaged bytes with almost any exception
+    except Exception as error:  # decoders raise almost any exception on damaged bytes
         raise BrokenImage(f"{type(error).__name__}: {error}") from error
 
 
 def _orientation(image: Image.Image) -> Transpose | None:
-    if not any(key in image.info for key in _ORIENTATION_IN):
+    if not any(key in image.info for key in _ORIENTATION_KEYS):
         return None
     try:
         return _TRANSPOSES.get(image.getexif().get(_ORIENTATION_TAG, 1))

@@ -1,8 +1,8 @@
-"""The epoch plan: which images each lane visits in which order, known before anything is read.
+"""The epoch plan: which images each stream visits in which order, known before anything is read.
 
-An epoch is a sequence of rows: shards in a seeded order, each sample repeated as the sampling asks. It is cut into
-`streams` contiguous lanes of equal length, of which lane j supplies microbatch j of every step; inside a lane, rows are
-shuffled within windows of neighbouring shards. Nothing here knows how many workers there are.
+An epoch is a sequence of rows: shards in a seeded order, each sample repeated by its number of visits. It is cut into
+contiguous streams of equal length, of which stream j supplies microbatch j of every step; inside a stream, rows are
+shuffled within windows of neighbouring shards. The plan does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def plan_epoch(
     epoch: int,
     window_shards: int,
 ) -> list[Chunk]:
-    """One chunk per lane and window, in the order of the step that needs its first row, then of the lane.
+    """One chunk per stream and window, ordered by the step that needs its first row, then by stream.
 
-    counts: (N,) visits per sample, whose sum must be a multiple of lanes * microbatch. shards: (start, stop) ids.
+    counts: (N,) visits per sample, whose sum must be a multiple of streams * microbatch. shards: (start, stop) ids.
     """
     total = int(counts.sum())
     if total % (streams * microbatch):
-        raise ValueError(f"{total} rows do not fill {streams} lanes with microbatches of {microbatch}")
+        raise ValueError(f"{total} rows do not fill {streams} streams with microbatches of {microbatch}")
     length = total // streams
     order = generator(seed, "shards", epoch).permutation(len(shards))
     chunks, row = [], 0
@@ -59,14 +59,14 @@ def plan_epoch(
 
 
 def from_step(chunks: Sequence[Chunk], step: int, microbatch: int) -> list[Chunk]:
-    """What is left of a plan before `step`: the rows of each lane from step * microbatch on."""
+    """The rest of a plan from `step` on: the rows of each stream from step * microbatch."""
     done = step * microbatch
     rest = [_cut(chunk, max(chunk.start, done), chunk.start + len(chunk.samples)) for chunk in chunks]
     return _in_order([chunk for chunk in rest if len(chunk.samples)], microbatch)
 
 
 def split_chunks(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Chunk]:
-    """The same plan in chunks of at most `rows` rows: the first step starts earlier, files are opened more often."""
+    """The same plan in chunks of at most `rows` rows. The first step starts earlier; files are opened more often."""
     parts = [
         _cut(chunk, start, start + rows)
         for chunk in chunks
@@ -76,9 +76,9 @@ def split_chunks(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Ch
 
 
 def shard_chunks(shards: Sequence[Shard], epoch: int = 0, visits: int = 1) -> list[Chunk]:
-    """The plan of feature extraction: a chunk per shard, whose lane is the number of the shard.
+    """The plan of feature extraction: one chunk per shard, whose stream is the index of the shard.
 
-    Every sample in order, with its visits one after the other.
+    Samples are in order, and all visits of a sample follow one another.
     """
     return [
         Chunk(
@@ -93,9 +93,9 @@ def shard_chunks(shards: Sequence[Shard], epoch: int = 0, visits: int = 1) -> li
 
 
 def steps(blocks: Iterable[ImageBlock], streams: Sequence[int], microbatch: int) -> Iterator[dict[int, StepRows]]:
-    """One microbatch per lane and step: {lane: (samples (b,), images (b, h, w, 3), errors (b,))}.
+    """One microbatch per stream and step: {stream: (samples (b,), images (b, h, w, 3), errors (b,))}.
 
-    blocks: of these lanes, in the order of the plan (or of any rest of it that starts at a step).
+    blocks: of these streams, in the order of the plan or of a rest of it (`from_step`).
     """
     waiting = {stream: _Queue() for stream in streams}
     for block in blocks:
@@ -103,11 +103,11 @@ def steps(blocks: Iterable[ImageBlock], streams: Sequence[int], microbatch: int)
         while all(queue.rows >= microbatch for queue in waiting.values()):
             yield {stream: queue.pop(microbatch) for stream, queue in waiting.items()}
     left = {stream: queue.rows for stream, queue in waiting.items() if queue.rows}
-    assert not left, f"rows left over in lanes {left}: blocks are missing, or the plan does not fill its last step"
+    assert not left, f"rows left over in streams {left}: blocks are missing, or the plan does not fill its last step"
 
 
 class _Queue:
-    """Rows of one lane that have arrived and are not used yet."""
+    """Rows of one stream that have arrived and are not used yet."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -115,7 +115,7 @@ class _Queue:
         self._next: int | None = None
 
     def push(self, block: ImageBlock) -> None:
-        assert self._next in (None, block.start), f"lane {block.stream} got row {block.start} in place of {self._next}"
+        assert self._next in (None, block.start), f"stream {block.stream} got row {block.start} instead of {self._next}"
         self._next = block.start + len(block.samples)
         self._blocks.append(block)
         self.rows += len(block.samples)
@@ -141,7 +141,7 @@ class _Queue:
 
 
 def _rows(counts: NDArray[np.int64], shards: Sequence[Shard]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Samples in order, each as often as it is visited, and the number of each visit."""
+    """Samples in order, one row per visit, and the index of each visit."""
     ids = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in shards])
     visits = counts[ids]
     first = np.repeat(np.cumsum(visits) - visits, visits)

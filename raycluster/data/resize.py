@@ -1,4 +1,4 @@
-"""Make a data set quick to read: pictures scaled down once, in Parquet files of one shard each."""
+"""Resize a data set once, so that it reads faster: one Parquet file per shard."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from raycluster.io import storage
 
 _ROWS_PER_GROUP = 128
 _JPEG_QUALITY = 95
-_LARGEST_LOSSLESS = 64  # short side in pixels up to which what was not a JPEG stays lossless
+_LARGEST_LOSSLESS = 64  # short side in pixels up to which PNG and WebP stay lossless
 
 
 class Prepared(NamedTuple):
-    """What became of one shard: pictures written, their bytes, pictures left out and why (by path)."""
+    """Result of one shard: images written, their bytes, and the reasons for skipped ones (by path)."""
 
     images: int
     bytes: int
@@ -28,33 +28,33 @@ class Prepared(NamedTuple):
 
 
 def prepare_shard(manifest_uri: str, shard: int, out_uri: str, image_size: int, *, settings: DataSettings) -> Prepared:
-    """Write `shard-NNNNN.parquet` (columns image, label, path) into the folder `out_uri`; the same bytes every time.
+    """Write `shard-NNNNN.parquet` (columns image, label, path) into the folder `out_uri`; files are reproducible.
 
-    image_size: pixels to which a longer short side is scaled down. JPEGs that need no change are copied.
-    label: the name of the class, null where unknown. Raises UserError if something cannot be read or written.
+    image_size: length of the short side in pixels; smaller images keep their size. JPEGs of the right size are copied.
+    label: name of the class, null where unknown. Raises UserError if storage cannot be read or written.
     """
     header, entries = read_entries(manifest_uri, shard_samples(manifest_uri, shard))
     paths = entries["path"].to_pylist()
-    pictures: dict[int, bytes] = {}
+    encoded: dict[int, bytes] = {}
     broken: dict[str, str] = {}
     for row, content in enumerate(contents(entries, header.image_column)):
         try:
             if isinstance(content, BrokenImage):
                 raise content
-            pictures[row] = _encoded(content, image_size, settings.max_image_pixels)
+            encoded[row] = _encoded(content, image_size, settings.max_image_pixels)
         except BrokenImage as error:
             broken[paths[row]] = str(error)
-    if pictures:
+    if encoded:
         labels = entries["label"].to_pylist()
         columns = {
-            "image": pa.array(pictures.values(), pa.binary()),
+            "image": pa.array(encoded.values(), pa.binary()),
             "label": pa.array(
-                [header.classes[labels[row]] if labels[row] >= 0 else None for row in pictures], pa.string()
+                [header.classes[labels[row]] if labels[row] >= 0 else None for row in encoded], pa.string()
             ),
-            "path": pa.array([paths[row] for row in pictures], pa.string()),
+            "path": pa.array([paths[row] for row in encoded], pa.string()),
         }
         _write(pa.table(columns), storage.join(out_uri, f"shard-{shard:05d}.parquet"))
-    return Prepared(len(pictures), sum(map(len, pictures.values())), broken)
+    return Prepared(len(encoded), sum(map(len, encoded.values())), broken)
 
 
 def _write(table: pa.Table, uri: str) -> None:
@@ -69,7 +69,7 @@ def _encoded(data: bytes, image_size: int, max_pixels: int) -> bytes:
     was_jpeg = data.startswith(b"\xff\xd8")
     fits = isinstance(image, Jpeg) and image.size == size
     box = set_jpeg_scale(image, (0, 0, *image.size), size)
-    pixels = rgb(image)  # of what is copied, too: it may be truncated
+    pixels = rgb(image)  # also of a JPEG that is copied: it may be truncated
     if fits:
         return data
     pixels = pixels.resize(size, Resampling.BICUBIC, box)

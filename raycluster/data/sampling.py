@@ -9,20 +9,21 @@ from raycluster.types import UserError
 
 
 def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Visits per sample, such that every non-empty cluster has as many as any other, up to one.
+    """Visits per sample, such that the visits of any two non-empty clusters differ by at most one.
 
     The sampler that DeepCluster describes (Caron et al., ECCV 2018, section 3.2): in a cluster of s images that is
-    visited q times in all, each image has q // s visits, and q % s of them, drawn without replacement, one more. Which
-    clusters have one more, where the rows do not divide, is drawn too.
+    visited q times in all, each image has q // s visits, and q % s of them, drawn without replacement, one more. The
+    clusters that have one more visit than others are drawn too.
 
-    labels: (N,) cluster of each sample; negative leaves the sample out. -> (N,) with sum `num_rows`.
+    labels: (N,) cluster of each sample; rows labelled < 0 are excluded. -> (N,) with sum `num_rows`. Raises UserError
+    if all are excluded.
     """
     included = _included(labels)
     _, cluster, sizes = np.unique(labels[included], return_inverse=True, return_counts=True)
     visits = np.full(len(sizes), num_rows // len(sizes))
     visits[rng.permutation(len(sizes))[: num_rows % len(sizes)]] += 1
     order = np.lexsort((rng.random(len(included)), cluster))
-    rank = np.empty(len(included), np.int64)  # place of each sample in a random order of its cluster
+    rank = np.empty(len(included), np.int64)  # of each sample in a random order of its cluster
     rank[order] = np.arange(len(included)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     counts = np.zeros(len(labels), np.int64)
     counts[included] = visits[cluster] // sizes[cluster] + (rank < visits[cluster] % sizes[cluster])
@@ -30,10 +31,10 @@ def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.ra
 
 
 def one_visit_each(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """One visit per sample, and one more for as many, drawn without replacement, as are missing to `num_rows`.
+    """One visit per sample, and further ones, drawn without replacement, up to `num_rows`.
 
-    labels: (N,); negative leaves the sample out. -> (N,) with sum `num_rows`, which must be at least the number of
-    samples that take part; if it is more than twice that, all have two visits before any has three, and so on.
+    labels: (N,); rows labelled < 0 are excluded. -> (N,) with sum `num_rows`, which must be at least the number of
+    included samples. Visits of two samples differ by at most one. Raises UserError if all are excluded.
     """
     included = _included(labels)
     if num_rows < len(included):

@@ -1,6 +1,6 @@
-"""Ray Data carries chunks to the worker that asked for them: read, decoded and augmented in parallel, kept in order.
+"""Image loading by Ray Data: chunks are read, decoded and augmented in parallel and delivered in order.
 
-The tasks import this module, so it must not import torch: that would cost each of them 11 seconds and a gigabyte.
+The tasks import this module, so it must not import torch, which takes 11 seconds and a gigabyte per process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raycluster.distributed.errors import user_errors
 from raycluster.io.retry import retry_context
 from raycluster.types import Chunk, ImageBlock, Loader
 
-BLOCK_BYTES = 4 * 2**20  # small blocks keep both cores busy and the first batch early (half a second instead of one)
+BLOCK_BYTES = 4 * 2**20  # small blocks overlap better and deliver the first batch in half the time
 
 
 def stream(
@@ -28,8 +28,8 @@ def stream(
 ) -> Iterator[ImageBlock]:
     """The image blocks of `chunks`, in their order; one Ray task reads one chunk.
 
-    cpus: at most so many at a time, None for all of the cluster. retry_seconds: with storage out of reach. Errors of
-    `load` are raised here as they are.
+    cpus: limit of concurrent tasks, None for all CPUs of the cluster. retry_seconds: how long a task waits for storage
+    that is unavailable. Errors of `load` are raised here unchanged.
     """
     if not chunks:
         return
@@ -43,16 +43,16 @@ def stream(
 
 
 def quiet_context(cpus: float | None = None) -> DataContext:
-    """How all our data sets are executed: in order, in small blocks, and without a word in the terminal."""
+    """The context of all data sets: in order, in small blocks, without terminal output."""
     context: DataContext = DataContext.get_current().copy()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log of an error is raised as well
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # In order, a task may only hand over when those before it are done; at Ray's two blocks it would idle.
+    # In order, a task delivers only after those before it; with Ray's limit of two pending blocks it would idle.
     context._max_num_blocks_in_streaming_gen_buffer = None  # type: ignore[assignment]
-    context.op_resource_reservation_enabled = False  # there is one operator; its share alone would leave a core idle
+    context.op_resource_reservation_enabled = False  # with one operator, its reserved share would leave a core idle
     if cpus is not None:
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=cpus)
     return context
@@ -65,7 +65,7 @@ def _load_rows(
         for block in _with_retry(load, pickle.loads(data), retry_seconds):
             n = len(block.samples)
             yield {
-                "lane": np.full(n, block.stream, np.int32),
+                "stream": np.full(n, block.stream, np.int32),
                 "position": np.arange(block.start, block.start + n),
                 "sample": block.samples,
                 "image": block.images,
@@ -80,8 +80,8 @@ def _with_retry(load: Loader, chunk: Chunk, retry_seconds: float) -> Iterator[Im
 
 
 def _blocks(batch: dict[str, NDArray[Any]]) -> Iterable[ImageBlock]:
-    """Ray may lay several blocks of a chunk together; lanes and positions tell them apart."""
-    streams, positions = batch["lane"], batch["position"]
+    """Split a batch, in which Ray may join several blocks, by stream and position."""
+    streams, positions = batch["stream"], batch["position"]
     cuts = np.flatnonzero((np.diff(streams) != 0) | (np.diff(positions) != 1)) + 1
     for first, last in zip([0, *cuts], [*cuts, len(streams)], strict=True):
         yield ImageBlock(

@@ -1,4 +1,4 @@
-"""Resized Parquet shards, written by Ray Data, one task a shard."""
+"""Resized Parquet shards, written by Ray Data with one task per shard."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from raycluster.types import UserError
 
 @settings
 class PrepareSettings:
-    """What to resize and where to put it.
+    """Input and output of `prepare`.
 
-    data: the pictures, as in a run. out: folder or URI of the new shards. image_size: length of the short side in
-    pixels; smaller pictures stay as they are.
+    data: the images, as in a run. out: folder or URI of the new shards; it must be empty. image_size: length of the
+    short side in pixels; smaller images keep their size.
     """
 
     data: DataSettings
@@ -35,9 +35,9 @@ class PrepareSettings:
 
 
 def prepare(config: PrepareSettings) -> str:
-    """Write the shards; returns what to print.
+    """Write the shards; returns a summary for the user.
 
-    Raises UserError if more pictures are broken than data.max_broken_fraction, or if `out` holds anything else.
+    Raises UserError if more images are broken than data.max_broken_fraction allows, or if `out` is not empty.
     """
     manifest = build_manifest(config.data)
     manifest_uri = storage.join(config.out, "_source", "manifest.parquet")
@@ -54,19 +54,19 @@ def prepare(config: PrepareSettings) -> str:
     storage.write_bytes(storage.join(config.out, "skipped.jsonl"), lines.encode())
     if len(broken) > config.data.max_broken_fraction * manifest.num_samples:
         raise UserError(
-            f"{len(broken)} of {manifest.num_samples} pictures could not be read, more than data.max_broken_fraction = "
-            f"{config.data.max_broken_fraction} allows; they are named in {storage.join(config.out, 'skipped.jsonl')}; "
-            "the shards hold the others and can be used"
+            f"{len(broken)} of {manifest.num_samples} images could not be read, more than data.max_broken_fraction = "
+            f"{config.data.max_broken_fraction} allows; see {storage.join(config.out, 'skipped.jsonl')}; "
+            "the shards hold the other images and can be used"
         )
     images, size = sum(row["images"] for row in rows), sum(row["bytes"] for row in rows)
     return (
-        f"{images} pictures in {len(rows)} shard{'s' * (len(rows) > 1)}, {size / 1e6:.1f} MB, {len(broken)} left out; "
+        f"{images} images in {len(rows)} shard{'s' * (len(rows) > 1)}, {size / 1e6:.1f} MB, {len(broken)} skipped; "
         f"pre-train with data.uri={config.out}"
     )
 
 
 def _check_empty(out: str, manifest_uri: str) -> None:
-    """Shards of another preparation would be taken for shards of this one; those of an interrupted one are removed."""
+    """Refuse a folder with other files, whose shards would be read as part of the result; clear an interrupted one."""
     there = storage.list_files(out) if storage.exists(out) else []
     if there and not storage.exists(manifest_uri):
         raise UserError(f"out = {out} already holds {len(there)} files, such as {there[0]}; choose an empty folder")

@@ -76,7 +76,7 @@ def test_a_transparent_palette_colour_lies_over_white(encode) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(kind: str, orientation: int, draw, encode) -> None:
+def test_images_are_rotated_upright(kind: str, orientation: int, draw, encode) -> None:
     upright = Image.fromarray(draw(48, 64))
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,7 +95,7 @@ def test_pictures_are_turned_upright(kind: str, orientation: int, draw, encode) 
     assert opened(data, max_pixels=LARGE).size == (64, 48)
 
 
-def test_unreadable_metadata_does_not_cost_the_picture(draw, encode) -> None:
+def test_unreadable_metadata_does_not_cost_the_image(draw, encode) -> None:
     data = encode(draw(), exif=b"Exif\x00\x00garbage" * 3)
     assert decode(data, max_pixels=LARGE).shape == (48, 64, 3)
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_decoded_smaller_stays_as_it_is(draw, encode) -> None:
     assert rgb(image).size == (640, 480)
 
 
-def test_a_camera_file_with_several_pictures_gives_the_first(draw, encode) -> None:
+def test_a_camera_file_with_several_images_gives_the_first(draw, encode) -> None:
     buffer = io.BytesIO()
     first, second = (Image.fromarray(draw(seed=seed)) for seed in (1, 2))
     first.save(buffer, "MPO", save_all=True, append_images=[second], quality=98)

@@ -39,7 +39,7 @@ def plans(draw):
     counts = np.array(draw(st.lists(st.integers(0, 4), min_size=edges[-1], max_size=edges[-1])), np.int64)
     counts[draw(st.integers(0, edges[-1] - 1))] += -counts.sum() % (streams * microbatch)
     options = {
-        "lanes": streams,
+        "streams": streams,
         "microbatch": microbatch,
         "seed": draw(st.integers(0, 3)),
         "epoch": draw(st.integers(0, 3)),
@@ -73,10 +73,10 @@ def test_every_visit_that_was_promised_happens_once(plan) -> None:
 
 
 @given(plan=plans())
-def test_lanes_are_equal_and_have_no_gap(plan) -> None:
+def test_streams_are_equal_and_have_no_gap(plan) -> None:
     counts, shards, options = plan
-    length = int(counts.sum()) // options["lanes"]
-    covered = {stream: 0 for stream in range(options["lanes"])} if length else {}
+    length = int(counts.sum()) // options["streams"]
+    covered = {stream: 0 for stream in range(options["streams"])} if length else {}
     needed = []
     for chunk in plan_epoch(counts, shards, **options):
         assert chunk.start == covered[chunk.stream]
@@ -90,7 +90,7 @@ def test_lanes_are_equal_and_have_no_gap(plan) -> None:
 @given(plan=plans(), data=st.data())
 def test_starting_at_a_step_is_skipping_the_steps_before(plan, data) -> None:
     counts, shards, options = plan
-    microbatch, streams = options["microbatch"], range(options["lanes"])
+    microbatch, streams = options["microbatch"], range(options["streams"])
     chunks = plan_epoch(counts, shards, **options)
     whole = visits(steps(blocks(chunks), streams, microbatch))
     assert len(whole) == counts.sum() // (len(streams) * microbatch)
@@ -102,12 +102,12 @@ def test_starting_at_a_step_is_skipping_the_steps_before(plan, data) -> None:
 
 
 @given(plan=plans(), data=st.data())
-def test_any_dealing_of_lanes_gives_the_same_microbatches(plan, data) -> None:
+def test_any_dealing_of_streams_gives_the_same_microbatches(plan, data) -> None:
     counts, shards, options = plan
     microbatch = options["microbatch"]
     chunks = plan_epoch(counts, shards, **options)
-    whole = visits(steps(blocks(chunks), range(options["lanes"]), microbatch))
-    owner = [data.draw(st.integers(0, 2)) for _ in range(options["lanes"])]
+    whole = visits(steps(blocks(chunks), range(options["streams"]), microbatch))
+    owner = [data.draw(st.integers(0, 2)) for _ in range(options["streams"])]
     together: list[dict[int, list[tuple[int, ...]]]] = [{} for _ in whole]
     for worker in set(owner):
         streams = [stream for stream, other in enumerate(owner) if other == worker]
@@ -117,7 +117,7 @@ def test_any_dealing_of_lanes_gives_the_same_microbatches(plan, data) -> None:
     assert together == whole
 
 
-def test_no_lane_waits_for_more_than_it_holds() -> None:
+def test_no_stream_waits_for_more_than_it_holds() -> None:
     """Blocks in the order of the plan suffice for each step as early as possible: little is kept."""
     counts = np.ones(400, np.int64)
     shards = [(start, start + 50) for start in range(0, 400, 50)]
@@ -149,7 +149,7 @@ def test_epochs_and_seeds_shuffle_shards_and_rows() -> None:
 
 
 def test_rows_that_fill_no_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match="7 rows do not fill 2 lanes with microbatches of 2"):
+    with pytest.raises(ValueError, match="7 rows do not fill 2 streams with microbatches of 2"):
         plan_epoch(np.ones(7, np.int64), [(0, 7)], streams=2, microbatch=2, seed=0, epoch=0, window_shards=1)
 
 
@@ -164,10 +164,10 @@ def test_extraction_can_visit_a_sample_several_times() -> None:
     assert (chunk.samples.tolist(), chunk.repeats.tolist()) == ([3, 3, 3, 4, 4, 4], [0, 1, 2, 0, 1, 2])
 
 
-def test_a_gap_in_a_lane_is_noticed() -> None:
+def test_a_gap_in_a_stream_is_noticed() -> None:
     chunks = shard_chunks([(0, 6)])
     broken = [block for block in blocks(chunks, rows=2) if block.start != 2]
-    with pytest.raises(AssertionError, match="lane 0 got row 4 in place of 2"):
+    with pytest.raises(AssertionError, match="stream 0 got row 4 instead of 2"):
         list(steps(broken, [0], 2))
     with pytest.raises(AssertionError, match="left over"):
         list(steps(blocks(chunks), [0], 4))

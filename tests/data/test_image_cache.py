@@ -1,4 +1,4 @@
-"""Pictures that are decoded once give the same pixels as pictures that are read every time."""
+"""Images that are decoded once give the same pixels as images that are read every time."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ VIEWS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, draw: Callable, encode: Callable) -> Path:
-    """Small and large pictures of every kind, and one that is broken."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    """Small and large images of every kind, and one that is broken."""
+    images = tmp_path / "images"
+    images.mkdir()
     for index, (height, width, kind) in enumerate(
         [(20, 20, "PNG"), (31, 40, "JPEG"), (32, 32, "JPEG"), (90, 200, "JPEG"), (200, 90, "PNG"), (64, 64, "WEBP")]
     ):
-        (pictures / f"{index}.{kind.lower()}").write_bytes(encode(draw(height, width, seed=index), kind))
-    (pictures / "6.jpeg").write_bytes(encode(draw(20, 20))[:-60])
-    (pictures / "7.png").write_bytes(b"no picture")
-    return pictures
+        (images / f"{index}.{kind.lower()}").write_bytes(encode(draw(height, width, seed=index), kind))
+    (images / "6.jpeg").write_bytes(encode(draw(20, 20))[:-60])
+    (images / "7.png").write_bytes(b"no image")
+    return images
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=repr)
@@ -43,13 +43,13 @@ def test_every_view_has_the_same_pixels(folder: Path, tmp_path: Path, view: View
     settings, uri = DataSettings(uri=str(folder), shard_size=3), str(tmp_path / "manifest.parquet")
     manifest = build_manifest(settings)
     write_manifest(manifest, uri)
-    pictures = [one for shard in range(len(manifest.shards)) for one in decode_shard(uri, shard, 16, settings)]
-    assert [type(one) for one in pictures].count(bytes) == 2, "large JPEGs are best decoded at a reduced size"
-    assert [isinstance(one, np.ndarray) for one in pictures].count(True) == 4
+    images = [one for shard in range(len(manifest.shards)) for one in decode_shard(uri, shard, 16, settings)]
+    assert [type(one) for one in images].count(bytes) == 2, "large JPEGs are best decoded at a reduced size"
+    assert [isinstance(one, np.ndarray) for one in images].count(True) == 4
 
     def image_cache(manifest_uri: str, samples: NDArray[np.int64]) -> Iterator[Pixels]:
         assert manifest_uri == uri
-        return (pictures[sample] for sample in samples)
+        return (images[sample] for sample in samples)
 
     order = np.array([5, 0, 6, 3, 1, 7, 2, 4, 3])
     chunk = Chunk(0, 0, epoch=2, samples=order, repeats=np.arange(9, dtype=np.int32) // 8)

@@ -22,7 +22,7 @@ def prepared(folder: Path, tmp_path: Path, image_size: int, **options: object) -
     ], out
 
 
-def test_shards_hold_scaled_pictures_with_their_classes(classes: Path, tmp_path: Path) -> None:
+def test_shards_hold_scaled_images_with_their_classes(classes: Path, tmp_path: Path) -> None:
     results, out = prepared(classes, tmp_path, 24, shard_size=5)
     assert [result.images for result in results] == [4, 4, 4]
     assert sorted(file.name for file in out.iterdir()) == [f"shard-0000{shard}.parquet" for shard in range(3)]
@@ -59,7 +59,7 @@ def test_a_jpeg_that_fits_is_copied(classes: Path, tmp_path: Path) -> None:
             assert (decode(row["image"], max_pixels=10**6) == decode(original, max_pixels=10**6)).all()
 
 
-def test_large_lossless_pictures_become_jpeg(tmp_path: Path, draw, encode) -> None:
+def test_large_lossless_images_become_jpeg(tmp_path: Path, draw, encode) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "x.png").write_bytes(encode(draw(300, 400), "PNG"))
     _, out = prepared(tmp_path / "p", tmp_path, 100)
@@ -68,7 +68,7 @@ def test_large_lossless_pictures_become_jpeg(tmp_path: Path, draw, encode) -> No
     assert np.abs(decode(image, max_pixels=10**6).astype(int) - draw(100, 133)).mean() < 4
 
 
-def test_turned_pictures_are_stored_upright(tmp_path: Path, draw, encode) -> None:
+def test_rotated_images_are_stored_upright(tmp_path: Path, draw, encode) -> None:
     from PIL import Image
 
     (tmp_path / "p").mkdir()
@@ -80,7 +80,7 @@ def test_turned_pictures_are_stored_upright(tmp_path: Path, draw, encode) -> Non
     assert decode(image, max_pixels=10**6).shape == (40, 30, 3)
 
 
-def test_broken_pictures_are_left_out_and_named(classes: Path, tmp_path: Path) -> None:
+def test_broken_images_are_left_out_and_named(classes: Path, tmp_path: Path) -> None:
     paths = build_manifest(DataSettings(uri=str(classes))).paths.to_pylist()
     whole = (classes / paths[3]).read_bytes()
     (classes / paths[3]).write_bytes(whole[: len(whole) // 2])
@@ -91,7 +91,7 @@ def test_broken_pictures_are_left_out_and_named(classes: Path, tmp_path: Path) -
     assert pq.read_table(out)["path"].to_pylist() == [path for path in paths if path not in result.broken]
 
 
-def test_a_shard_of_broken_pictures_writes_nothing(classes: Path, tmp_path: Path) -> None:
+def test_a_shard_of_broken_images_writes_nothing(classes: Path, tmp_path: Path) -> None:
     for path in classes.glob("*/*"):
         path.write_bytes(b"x")
     (result,), out = prepared(classes, tmp_path, 48)

@@ -58,7 +58,7 @@ def test_prepared_shards_are_pre_trained_on(ray_cluster: None, tiny: Tiny, by_cl
         told = prepare(settings(by_class, out))
     finally:
         (by_class / "class 0" / "broken.png").unlink()
-    assert re.fullmatch(rf"300 pictures in 4 shards, 0\.\d MB, 1 left out; pre-train with data\.uri={out}", told)
+    assert re.fullmatch(rf"300 images in 4 shards, 0\.\d MB, 1 skipped; pre-train with data\.uri={out}", told)
     assert [json.loads(line)["path"] for line in (out / "skipped.jsonl").read_text().splitlines()] == [
         "class 0/broken.png"
     ]
