@@ -1,3 +1,3 @@
-"""Backbones, one per file: `model: {name: foo}` means the class `Model` of `raycluster/models/foo.py`; and what they
-share.
+"""Backbones, one per file: `model: {name: foo}` selects the class `Model` of `raycluster/models/foo.py`. Modules
+without a class `Model` hold what backbones share.
 """

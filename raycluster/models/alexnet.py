@@ -21,7 +21,8 @@ def _relu() -> nn.ReLU:
 
 @settings
 class Model:
-    """AlexNet of DeepCluster (Caron et al., ECCV 2018), made for 224x224; other sizes are averaged to 6x6 before fc6.
+    """AlexNet of DeepCluster (Caron et al., ECCV 2018), for 224x224; at other sizes maps are average-pooled to 6x6
+    before fc6.
 
     input: `sobel` gradients as published, or `rgb`.
     """

@@ -1,4 +1,4 @@
-"""What every backbone is: images in, the output of any named layer out."""
+"""The base class of all backbones and the layers that they share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from raycluster.types import UserError
 
 
 class Backbone(nn.Module):
-    """A chain of modules, some of which are named layers.
+    """An input layer and a sequence of named modules.
 
-    layers: names in order. num_features: width of the last one, whose output is (n, num_features). The activation of a
-    layer belongs to the module after it, so that every layer is seen before its ReLU (what deep clustering clusters).
+    layers: names of those whose output can be requested, in order. num_features: width of the last one, whose output is
+    (n, num_features). A layer's ReLU is the first operation of the next module, so outputs are those before the ReLU,
+    which deep clustering clusters.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, layer: str | None = None) -> Tensor:
         """(n, 3, h, w) RGB, uint8 or float in [0, 1] -> output of `layer` before its ReLU; None: of the last layer.
 
-        Raises UserError for a layer that the backbone does not have.
+        Raises UserError if the backbone has no such layer.
         """
         wanted = layer or self.layers[-1]
         if wanted not in self.layers:
@@ -47,7 +48,7 @@ class Backbone(nn.Module):
 
 
 def pool(features: Tensor) -> Tensor:
-    """Global average of (n, C, h, w) maps -> (n, C); (n, C) stays."""
+    """Global average of (n, C, h, w) maps -> (n, C); (n, C) is returned unchanged."""
     return features.mean((2, 3)) if features.dim() == 4 else features
 
 
@@ -91,16 +92,16 @@ def _pooling_matrix(size: int, side: int, device: torch.device) -> Tensor:
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = False) -> list[nn.Module]:
-    """Convolution that keeps the size (but for the stride), and its batch norm."""
+    """A convolution with padding kernel // 2, and its batch norm."""
     return [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias), GhostBatchNorm(outputs)]
 
 
 @torch.no_grad()
 def initialise(backbone: Backbone, seed: int) -> Backbone:
-    """Draw the weights from `seed`; returns `backbone`.
+    """Draw the weights from `seed`, in place; returns `backbone`.
 
-    Convolutions N(0, sqrt(2 / (k k C_out))), linear layers N(0, .01), biases 0, batch norm scale 1 and shift 0:
-    DeepCluster's, and for convolutions also that of He et al., ICCV 2015 (fan-out).
+    Normal with standard deviation sqrt(2 / (k k C_out)) for convolutions (He et al., ICCV 2015, fan-out) and 0.01 for
+    linear layers, biases 0, as in DeepCluster's published code.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in backbone.modules():

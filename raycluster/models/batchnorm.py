@@ -1,4 +1,4 @@
-"""Batch norm that knows microbatches, so that no result depends on how many of them share a forward pass."""
+"""Batch norm per microbatch, so that no result depends on how many microbatches share a forward pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn.functional import batch_norm
 class GhostBatchNorm(nn.Module):
     """Batch norm in which each group of `microbatch` consecutive rows is normalised by its own statistics.
 
-    (n, C) or (n, C, h, w) -> same shape. Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4. In
-    training it leaves `statistics`: (2, C) mean and unbiased variance, each summed over the groups of all forward passes
-    since `statistics` was None; the running statistics are not touched, the optimiser step averages over all
-    microbatches and calls `update`. In evaluation it is ordinary batch norm. `microbatch` None: all rows are one group.
+    (n, C) or (n, C, h, w) -> same shape. Hoffer et al., Train longer, generalize better, NeurIPS 2017, section 4. A
+    forward pass in training adds to `statistics`, (2, C) mean and unbiased variance, summed over the groups; running
+    statistics only change by `update`, to be called with the mean over all microbatches of an optimiser step. In
+    evaluation it is ordinary batch norm. `microbatch` None: all rows are one group.
     """
 
     running_mean: Tensor
@@ -32,7 +32,7 @@ class GhostBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(n, C) or (n, C, h, w) -> same shape. ValueError if the rows are not whole groups, or single values."""
+        """(n, C) or (n, C, h, w) -> same shape. ValueError if rows are not whole groups of several values."""
         if not self.training:
             return batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         rows = self.microbatch or len(values)
@@ -55,12 +55,12 @@ class GhostBatchNorm(nn.Module):
         self.running_var.lerp_(statistics[1], self.momentum)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Settings shown by `repr`."""
         return f"{self.num_features}, eps={self.eps}, microbatch={self.microbatch}"
 
 
 class _Normalise(torch.autograd.Function):
-    """Framework kernels group by group, written into one tensor; they hand out the statistics that they need anyway."""
+    """`native_batch_norm` of each group, written into one tensor; also returns the statistics that it computes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, ...]:

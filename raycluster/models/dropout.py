@@ -1,4 +1,4 @@
-"""Dropout whose masks are named by the work, so that a microbatch is masked alike on every worker."""
+"""Dropout with one seed per microbatch, so that masks do not depend on which worker computes it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from raycluster.seeding import seed_for
 class SeededDropout(nn.Module):
     """Dropout with one mask per group of rows, drawn from that group's seed.
 
-    (n, ...) -> same shape; the groups are `len(seeds)` equal runs of consecutive rows. index: tells the layers of one
-    network apart. `seeds` must be set before each forward in training.
+    (n, ...) -> same shape; the groups are `len(seeds)` equal runs of consecutive rows. index: of the layer, so that
+    layers draw different masks. `seeds` must be set before each forward pass in training.
     """
 
     def __init__(self, index: int, p: float = 0.5) -> None:
@@ -23,7 +23,7 @@ class SeededDropout(nn.Module):
         self.seeds: Sequence[int] = ()
 
     def forward(self, values: Tensor) -> Tensor:
-        """(n, ...) -> same shape. ValueError if, in training, the rows do not divide into `seeds`."""
+        """(n, ...) -> same shape. Raises ValueError if, in training, n is not a multiple of `len(seeds)`."""
         if not self.training:
             return values
         if not self.seeds or len(values) % len(self.seeds):
@@ -37,5 +37,5 @@ class SeededDropout(nn.Module):
         return values * mask.mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Settings shown by `repr`."""
         return f"p={self.p}, index={self.index}"

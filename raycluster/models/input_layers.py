@@ -1,4 +1,4 @@
-"""The fixed front ends of a backbone: normalised colours, or their Sobel gradients."""
+"""Fixed input layers: normalisation of the colours, or Sobel gradients of the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERTICAL = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))
 
 
 class Normalise(nn.Module):
-    """(n, 3, h, w) uint8, or float in [0, 1] -> the same in units of ImageNet's standard deviation, float32."""
+    """(n, 3, h, w) uint8, or float in [0, 1] -> float32, less ImageNet's mean, over its standard deviation."""
 
     mean: Tensor
     std: Tensor
@@ -36,10 +36,10 @@ class Normalise(nn.Module):
 
 
 class Sobel(Normalise):
-    """Normalised colours, averaged, then the two Sobel gradients: (n, 3, h, w) -> (n, 2, h, w), zero padding of 1.
+    """Sobel gradients of the mean of the normalised channels: (n, 3, h, w) -> (n, 2, h, w), zero padding of 1.
 
-    Frozen, no scaling, no magnitude, as in DeepCluster (Caron et al., ECCV 2018, section 3.3). The plain channel mean
-    and the gradients are linear, so they are one 3x3 convolution.
+    Frozen, no scaling, no magnitude, as in DeepCluster (Caron et al., ECCV 2018, section 3.3). Channel mean and
+    gradients are linear, so one 3x3 convolution computes both.
     """
 
     kernel: Tensor
@@ -56,10 +56,10 @@ class Sobel(Normalise):
             return self.gradients(super().forward(images))
 
     def gradients(self, values: Tensor) -> Tensor:
-        """(n, 3, h, w) of any scale -> (n, 2, h, w): horizontal, vertical."""
+        """(n, 3, h, w) -> (n, 2, h, w): horizontal, vertical."""
         return conv2d(values, self.kernel, padding=1)
 
 
 def make_input_layer(input: Input) -> Normalise:
-    """What `model.input` names; `num_channels` of the result is what the first convolution gets."""
+    """The input layer for `model.input`; its `num_channels` is the width of its output."""
     return Sobel() if input == "sobel" else Normalise()

@@ -14,8 +14,8 @@ from raycluster.models.resnet import LeadingReluBottleneck, Stem, resnet
 class Model:
     """ResNet-50 (He et al., CVPR 2016); features are the global average after the last ReLU.
 
-    input: `rgb`, or `sobel` gradients. stem: `imagenet` (7x7 stride 2, max pooling), or `small` for images of about 32
-    pixels (3x3, no pooling).
+    input: `rgb`, or `sobel` gradients. stem: `imagenet` (7x7 stride 2, max pooling), or `small` (3x3, no pooling) for
+    images of about 32 pixels.
     """
 
     name: Literal["resnet50"] = "resnet50"

@@ -1,4 +1,4 @@
-"""A small network for images of 32 to 64 pixels, made to be trained on a CPU."""
+"""A small network for images of 32 to 64 pixels and for training on a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raycluster.models.input_layers import Input
 
 @settings
 class Model:
-    """3x3 convolutions with batch norm, all but the last halved by pooling, then the global average of the activations.
+    """3x3 convolutions with batch norm, 2x2 max pools in between, and the global average of the last activations.
 
     input: `rgb`, or `sobel` gradients. widths: channels of conv1, conv2, ...; the last is the number of features.
     """

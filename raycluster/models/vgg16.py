@@ -12,13 +12,13 @@ from raycluster.models.dropout import SeededDropout
 from raycluster.models.input_layers import Input
 
 _WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-_POOLED_INPUT = (3, 5, 8, 11)  # convolutions that see the maps of the block before, halved
+_POOLED_INPUT = (3, 5, 8, 11)  # convolutions after a max pool
 
 
 @settings
 class Model:
-    """VGG-16 of DeepCluster (Caron et al., ECCV 2018), one dropout only, made for 224x224; other sizes are averaged to
-    7x7 before fc6.
+    """VGG-16 of DeepCluster (Caron et al., ECCV 2018), one dropout only, for 224x224; at other sizes maps are
+    average-pooled to 7x7 before fc6.
 
     input: `sobel` gradients as published, or `rgb`.
     """

@@ -1,4 +1,4 @@
-"""What one optimiser step adds up over its microbatches, as one vector; and sums of vectors in any order."""
+"""The sums of one optimiser step over its microbatches in one vector, and sums of such vectors in any order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sums:
         ]
 
     def clear(self) -> None:
-        """Zero everything, and make sure that the backward pass adds here."""
+        """Zero everything, and make the parameters' `grad` views of this vector."""
         self.values.zero_()
         for parameter, view in zip(self.parameters, self._views, strict=True):
             parameter.grad = view
@@ -48,10 +48,10 @@ class Sums:
 
 
 class FixedPoint:
-    """Adds float32 vectors as 64-bit integers: associative, so the same bits whoever adds which of them in which order.
+    """Sum of float32 vectors in 64-bit integers: associative, so bitwise identical in any order and grouping.
 
-    Values are cut to multiples of 2^-44 (the first `num_gradients`) and 2^-32 (the others). What does not fit when
-    `num_terms` such vectors are added, or is no number, is counted and reported by `mean_into`.
+    Values are truncated to multiples of 2^-44 (the first `num_gradients`) and 2^-32 (the others). Vectors with a value
+    that is NaN, or so large that a sum of `num_terms` might overflow, are counted and reported by `mean_into`.
     """
 
     def __init__(self, sums: Sums, num_terms: int) -> None:
@@ -74,16 +74,16 @@ class FixedPoint:
     def _fits(self, sums: Sums) -> Tensor:
         fits = torch.ones((), dtype=torch.bool, device=sums.values.device)
         for values, bits in ((sums.gradients, _GRADIENT_BITS), (sums.others, _OTHER_BITS)):
-            least, largest = torch.aminmax(values)  # not a number if any value is none, and then no comparison holds
+            least, largest = torch.aminmax(values)  # NaN if any value is, and comparisons with NaN are false
             limit = self._limit * 2.0 ** (_GRADIENT_BITS - bits)
             fits = fits & (-limit < least) & (largest < limit)
         return fits
 
     def mean_into(self, sums: Sums) -> None:
-        """Write total / num_terms. Raises UserError, on every worker alike, if a term did not fit."""
+        """Write total / num_terms. Raises UserError, on every worker, if a vector was out of range."""
         if bad := int(self.total[-1]):
             raise UserError(
-                f"training diverged: in {bad} of {self.num_terms} microbatches a gradient was not a number or larger "
+                f"training diverged: in {bad} of {self.num_terms} microbatches a gradient was NaN or larger "
                 f"than {self._limit:.0f}. Lower training.lr, or set training.warmup_epochs"
             )
         sums.values.copy_(self.total[:-1])

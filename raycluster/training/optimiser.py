@@ -1,4 +1,4 @@
-"""The optimisers of backbone and heads, and the learning rate as a function of how far the run is."""
+"""The optimisers of backbone and heads, and their learning rate schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
 
 
 def rate(settings: TrainingSettings, epoch: float) -> float:
-    """The factor on every learning rate after `epoch` epochs (a step in the middle of one has a fraction)."""
+    """Factor on every learning rate at `epoch`, a fraction within an epoch."""
     warm = min(1.0, epoch / settings.warmup_epochs) if settings.warmup_epochs else 1.0
     if settings.schedule == "cosine":
         return warm * (1 + cos(pi * min(1.0, epoch / settings.epochs))) / 2
@@ -26,10 +26,10 @@ def rate(settings: TrainingSettings, epoch: float) -> float:
 
 
 class Optimisers:
-    """SGD of the backbone, which lasts the whole run, and SGD of the heads, which lasts as long as the heads do.
+    """SGD of the backbone, and SGD of the heads, which is created anew with them.
 
-    As in DeepCluster's published code the heads have no momentum unless told so. loss_scale: factor on the loss that
-    keeps fp16 gradients in range; 1 in other precisions.
+    By default the heads have no momentum, as in DeepCluster's published code. loss_scale: factor on the loss that keeps
+    fp16 gradients in range; 1 in other precisions.
     """
 
     def __init__(self, backbone: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
@@ -55,18 +55,18 @@ class Optimisers:
         )
 
     def new_heads(self, heads: nn.Module) -> None:
-        """Forget the state of the old heads' optimiser; the backbone keeps its momentum."""
+        """Replace the heads and the state of their optimiser; the backbone keeps its momentum."""
         self.head = self._head(heads)
 
     def step(self, epoch: float) -> None:
-        """Apply the gradients, at the learning rate of this moment."""
+        """Apply the gradients at the learning rates of `epoch`."""
         factor = rate(self.settings, epoch)
         for optimiser, lr in ((self.body, self.settings.lr), (self.head, self.settings.head_lr or self.settings.lr)):
             optimiser.param_groups[0]["lr"] = lr * factor
             optimiser.step()
 
     def check_overflow(self, gradients: Tensor) -> bool:
-        """Whether scaled gradients fit fp16 (else leave the step out); adapts the scale for the next step."""
+        """Whether the scaled gradients are finite, without which the step must be skipped; updates the loss scale."""
         if self.settings.precision != "fp16":
             return True
         fits = bool(torch.isfinite(torch.linalg.vector_norm(gradients, torch.inf)))
@@ -78,7 +78,7 @@ class Optimisers:
         return fits
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step needs besides the weights."""
+        """State of both optimisers and of the loss scale."""
         return {
             "body": self.body.state_dict(),
             "head": self.head.state_dict(),
@@ -87,7 +87,7 @@ class Optimisers:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.body.load_state_dict(state["body"])
         self.head.load_state_dict(state["head"])
         self.loss_scale, self._steps_since_change = state["loss_scale"], state["steps_since_change"]
