@@ -90,7 +90,7 @@ def test_it_works_under_deterministic_algorithms() -> None:
 
 def _arguments(values: np.ndarray, prepared: PreparedCentroids) -> tuple[Any, ...]:
     rows = torch.tensor(values - prepared.centre, device=WHERE)
-    return int8_cuda._hold(prepared, WHERE), rows, quantize_rows(rows), prepared
+    return int8_cuda._to_device(prepared, WHERE), rows, quantize_rows(rows), prepared
 
 
 def test_rows_in_any_layout() -> None:
@@ -133,7 +133,7 @@ def test_highest_upper_ends_of_groups(
 
     exact = rows.double() @ prepared.centred.double().T - prepared.centred.double().square().sum(dim=1) / 2
     assert (found >= of_groups(exact)).all()
-    upper_bounds = of_groups(int8_torch._upper_ends(quantized, prepared))
+    upper_bounds = of_groups(int8_torch._upper_bounds(quantized, prepared))
     size = 1e-6 * prepared.max_norm * (quantized.norms[:, None] + prepared.max_norm)
     assert (found <= upper_bounds + size).all()  # which takes the largest errors of all rows, the kernel those of 128
     if len(values) <= 128:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycluster.clustering import fixed_point, row_cache
-from raycluster.clustering.fixed_point import ClusterSums, Labelled, merge, sum_scale
+from raycluster.clustering.fixed_point import ClusterSums, PendingRows, merge, sum_scale
 from raycluster.clustering.kmeans import incremental
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.kmeans.result import KMeans
@@ -263,16 +263,16 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
         totals.flags.writeable = False
         return ClusterSums(totals, (1, 2))
 
-    def rows(*clusters: int) -> Labelled:
+    def rows(*clusters: int) -> PendingRows:
         values = np.array([[10 * cluster, cluster] for cluster in clusters], np.float32)
-        return Labelled(values, np.array(clusters), 6, 8.0, len(clusters) % 2 == 0, (1, 2))
+        return PendingRows(values, np.array(clusters), 6, 8.0, len(clusters) % 2 == 0, (1, 2))
 
     for parts in (
         (summed(0, 2), rows(2, 5), rows(1), summed(0, 1, 2, 5)),
         (rows(0, 2), rows(2, 5), rows(1), summed(0, 1, 2, 5)),
     ):
         for order in (parts, parts[::-1]):
-            found: ClusterSums | Labelled = order[0]
+            found: ClusterSums | PendingRows = order[0]
             for part in order[1:]:
                 found = merge(found, part)
             assert isinstance(found, ClusterSums) and found.others == (4, 8)

@@ -72,7 +72,7 @@ def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch)
         def fold(self, function: Any, *args: Any, combine: Any = add) -> Any:
             found = []
             for block in self._blocks:
-                monkeypatch.setattr(row_cache, "_KEPT", memories[int(rng.random() < 0.3)])
+                monkeypatch.setattr(row_cache, "_CACHE", memories[int(rng.random() < 0.3)])
                 found.append(function(block, *args))
             return reduce(combine, found)
 
@@ -83,7 +83,7 @@ def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch)
 def test_threads_and_what_is_lost_change_no_bit() -> None:
     class Forgetful(LocalFeatures):
         def fold(self, function: Any, *args: Any, **options: Any) -> Any:
-            row_cache._KEPT.clear()
+            row_cache._CACHE.clear()
             return super().fold(function, *args, **options)
 
     wanted = digest(sinkhorn(LocalFeatures(blocks(3, shuffled=False)), HEADS[1:2]))
@@ -94,7 +94,7 @@ def test_threads_and_what_is_lost_change_no_bit() -> None:
         assert digest(sinkhorn(LocalFeatures(blocks(9, shuffled=True)), HEADS[1:2])) == wanted
     finally:
         torch.set_num_threads(threads)
-    assert not row_cache._KEPT
+    assert not row_cache._CACHE
 
 
 @compiled
@@ -112,8 +112,8 @@ def test_both_engines_find_the_same_candidates_plan_and_sums(dim: int) -> None:
     values = rng.standard_normal((101, dim)).astype(np.float32)
     head = pack(rng.standard_normal((130, dim)).astype(np.float32) / np.sqrt(dim), rng.standard_normal(130))
     scaling = np.where(np.arange(130) == 7, -np.inf, rng.standard_normal(130))
-    place, shift = CandidateWindow(9.0, scaling, 21.5), rng.standard_normal(130)
-    ours, theirs = (engine.candidates(values, head, place) for engine in (native, reference))
+    window, shift = CandidateWindow(9.0, scaling, 21.5), rng.standard_normal(130)
+    ours, theirs = (engine.candidates(values, head, window) for engine in (native, reference))
     assert np.array_equal(ours.first, theirs.first) and np.array_equal(ours.cluster, theirs.cluster)
     for name in ("score", "top", "norm"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=2e-4)
