@@ -1,4 +1,4 @@
-"""What raycluster offers for any embeddings: arrays, tensors, files."""
+"""The public functions on arrays, tensors and files of embeddings."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_tree_shares_its_clusters_out_by_size() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 7, 399])
-def test_neighbours_are_exact_and_never_oneself(k: int) -> None:
+def test_neighbours_are_exact_and_never_the_row_itself(k: int) -> None:
     for rows in (_rows(), np.rint(_rows() / 3), np.repeat(_rows(100), 4, axis=0)):
         graph = raycluster.knn(rows, k)
         distance = np.square(rows.astype(np.float64)[:, None] - rows[None].astype(np.float64)).sum(axis=2)
@@ -96,7 +96,7 @@ def test_neighbours_are_exact_and_never_oneself(k: int) -> None:
         np.testing.assert_allclose(graph.distances, np.sort(distance, axis=1)[:, :k], rtol=1e-6)
 
 
-def test_the_job_writes_labels_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_writes_labels_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _rows(2000)
     np.save(tmp_path / "rows.npy", rows)
 

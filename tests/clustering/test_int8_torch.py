@@ -1,4 +1,4 @@
-"""Products of bytes propose what float64 decides, however badly rows and centroids fit 8 bits."""
+"""8-bit products propose what float64 decides, however badly rows and centroids fit 8 bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_labels_are_those_of_float64(seed: int, nasty: str, num_rows: int, num_c
         assert np.array_equal(np.concatenate(found), naive(values, centroids))
 
 
-def test_the_rounding_error_is_what_it_is_said_to_be() -> None:
+def test_the_rounding_error_is_within_its_bound() -> None:
     rows = torch.randn(50, 33) * 10.0 ** torch.arange(-25, 25)[:, None]
     found = quantize_rows(rows)
     exact = rows.double()

@@ -203,7 +203,7 @@ def test_heads_are_as_good_as_their_logits(monkeypatch: pytest.MonkeyPatch) -> N
         ({"start": [np.zeros(4)]}, "start must be"),
     ],
 )
-def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sinkhorn(as_features(np.random.default_rng(0).standard_normal((8, 5)) + 1), **arguments)
 

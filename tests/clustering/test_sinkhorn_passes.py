@@ -1,4 +1,4 @@
-"""The same bits for any blocks, order, threads, vector width, and whatever of what was kept is lost."""
+"""Bitwise identical for any blocks, order, threads, vector width, and with any cached values lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def test_any_blocks_in_any_order_give_the_same_bits(engine: str) -> None:
+def test_any_blocks_in_any_order_are_bitwise_identical(engine: str) -> None:
     wanted = digest(sinkhorn(LocalFeatures(blocks(1, shuffled=False)), HEADS, rounding="exact"))
     for num_blocks in (1, 2, 7, 64):
         features = LocalFeatures(blocks(num_blocks, shuffled=True))
@@ -64,8 +64,8 @@ def test_permuted_rows_have_the_permuted_labels() -> None:
     assert np.array_equal(there.labels, here.labels[:, order])
 
 
-def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was kept of a block by one process may be old when the block comes back to it from another one."""
+def test_blocks_that_move_between_processes_are_bitwise_identical(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values cached by one process may be stale when a block returns to it from another one."""
     memories, rng = [OrderedDict(), OrderedDict()], np.random.default_rng(5)
 
     class Stolen(LocalFeatures):
@@ -80,14 +80,14 @@ def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch)
     assert digest(sinkhorn(Stolen(blocks(7, shuffled=True)), HEADS[1:2])) == wanted
 
 
-def test_threads_and_what_is_lost_change_no_bit() -> None:
-    class Forgetful(LocalFeatures):
+def test_threads_and_evicted_values_are_bitwise_identical() -> None:
+    class Evicting(LocalFeatures):
         def fold(self, function: Any, *args: Any, **options: Any) -> Any:
             row_cache._CACHE.clear()
             return super().fold(function, *args, **options)
 
     wanted = digest(sinkhorn(LocalFeatures(blocks(3, shuffled=False)), HEADS[1:2]))
-    assert digest(sinkhorn(Forgetful(blocks(3, shuffled=False)), HEADS[1:2])) == wanted
+    assert digest(sinkhorn(Evicting(blocks(3, shuffled=False)), HEADS[1:2])) == wanted
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(5)
@@ -98,7 +98,7 @@ def test_threads_and_what_is_lost_change_no_bit() -> None:
 
 
 @compiled
-def test_narrower_vectors_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrower_vectors_are_bitwise_identical(monkeypatch: pytest.MonkeyPatch) -> None:
     features = LocalFeatures(blocks(2, shuffled=False))
     wanted = digest(sinkhorn(features, HEADS))
     monkeypatch.setattr(native, "support", lambda: 1)

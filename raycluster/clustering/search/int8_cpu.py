@@ -189,7 +189,7 @@ def _cache() -> Path | None:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether this user owns a file or folder and nobody else may write to it."""
+    """Whether this user owns a file or folder and no other user may write to it."""
     info = path.stat()
     return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 

@@ -60,7 +60,7 @@ int raycluster_support(void) {
 
 /* ------------------------------------------------------------------------------------------------ rounding to 8 bits */
 
-/* One vector to whole numbers in [-levels, levels]; gives its scale, |v|, |v - scale q|, and the sum of q.
+/* One vector to integers in [-levels, levels]; gives its scale, |v|, |v - scale q|, and the sum of q.
    Eight partial sums: the compiler may use vectors without being allowed to reorder additions. */
 static inline __attribute__((always_inline)) void round_vector(const float *v, int64_t dim, float levels, int8_t *q,
                                                                float *scale, float *norm, float *error, int32_t *sum) {
@@ -77,7 +77,7 @@ static inline __attribute__((always_inline)) void round_vector(const float *v, i
     int tiny = largest < 0x1p-60f; /* squares might vanish: such a vector counts as zero, and its size as its error */
     float unit = tiny ? 0 : largest / levels, inverse = tiny ? 0 : levels / largest;
     int32_t total = 0, totals[16] = {0};
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     for (d = 0; d < whole; d += 16)
         for (j = 0; j < 16; j++) {
             float rounded = (v[d + j] * inverse + magic) - magic;
@@ -462,7 +462,7 @@ int64_t raycluster_search(const float *values, int64_t num_rows, const prepared_
 
 /* ------------------------------------------------------------------------------------------------------ order-free sums */
 
-/* Adding 1.5 * 2^52 rounds to a whole number, whose low bits are then those of the float: no conversion is needed. */
+/* Adding 1.5 * 2^52 rounds to an integer, whose low bits are then those of the float: no conversion is needed. */
 #define MAGIC 6755399441055744.0
 
 static inline __attribute__((always_inline)) int64_t bits(double value) {
