@@ -85,9 +85,9 @@ def _plain(values: torch.Tensor, prepared: PreparedCentroids) -> Any:
 def _products(values: torch.Tensor, prepared: PreparedCentroids) -> None:
     from raycluster.clustering.search.triton_kernel import highest, pack_rows
 
-    held, (_, size) = prepared.held[values.device], int8_cuda.gpu_search(prepared, values.device)
+    on_device, (_, size) = prepared.device_cache[values.device], int8_cuda.gpu_search(prepared, values.device)
     for part in values.split(size):
-        found = highest(pack_rows(quantize_rows(part - held.centre)), held.packed)
+        found = highest(pack_rows(quantize_rows(part - on_device.centre)), on_device.packed)
     float(found[0, 0])  # waits
 
 

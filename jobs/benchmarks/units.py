@@ -96,7 +96,7 @@ def measure(model: str, size: int) -> Units:
         with pool(_FEW, 1) as few, pool(_MANY, 1) as many:
             accumulate, pair = _kmeans(few, many)
             whitening = seconds(lambda: whiten(many, DIM))
-            labelling, folds = _sinkhorn(few, many)
+            params, folds = _sinkhorn(few, many)
         return Units(
             decode=_decode(size),
             forward=forward,
@@ -104,7 +104,7 @@ def measure(model: str, size: int) -> Units:
             whiten=whitening / _MANY,
             accumulate=accumulate,
             kmeans=pair,
-            sinkhorn=labelling,
+            sinkhorn=params,
             update=_update(),
             combine=_combine(),
             fold=fold,

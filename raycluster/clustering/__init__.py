@@ -1,1 +1,1 @@
-"""Clustering as folds over features: sums of small integers, so no result depends on how rows are dealt out."""
+"""Clustering as folds over features: sums of small integers, bitwise identical for any partition of the rows."""

@@ -1,4 +1,4 @@
-"""The exact nearest neighbours of every row: proposed by float32 products, decided by float64 distances."""
+"""Exact k nearest neighbours: candidates by float32 products, decided by float64 distances."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raycluster.types import Block, Features, UserError
 
 _DATABASE_ROWS = 1 << 14
 _TILE_ROWS = 256
-_SPARE = 8
+_EXTRA = 8
 
 
 def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(N, k) sample ids of the nearest other rows and their squared distances, by ascending sample id of the row.
 
-    Equally near ones come in ascending order. The database goes past the blocks in parts, so memory is bounded.
+    Ties are in ascending order of sample id. The database is searched in parts, so memory is bounded.
     """
     num_rows = feature_stats(features).num_rows
     if not 1 <= k < num_rows:
@@ -31,15 +31,15 @@ def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[n
     for start in range(0, num_rows, _DATABASE_ROWS):
         part = database[start : start + _DATABASE_ROWS]
         found = features.collect(_search, prepare(features.rows(part)), part, k)
-        new_ids, new_apart = (np.concatenate(column)[order] for column in zip(*found, strict=True))
-        ids, distance = _best(np.hstack([ids, new_ids]), np.hstack([distance, new_apart]), k)
+        new_ids, new_distance = (np.concatenate(column)[order] for column in zip(*found, strict=True))
+        ids, distance = _best(np.hstack([ids, new_ids]), np.hstack([distance, new_distance]), k)
     return ids, distance.astype(np.float32)
 
 
 def _best(
     ids: NDArray[np.int64], distance: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k nearest of each row; id -1 is nobody, infinitely far."""
+    """The k nearest of each row; id -1 stands for none, infinitely far."""
     order = np.lexsort((ids, distance), axis=1)[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(distance, order, axis=1)
 
@@ -63,26 +63,28 @@ def _search_tile(
     part: NDArray[np.int64],
     width: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The few of `part` that come first for each row; one that a row's rounding errors could hide is looked at too."""
-    where = device()
-    rows = torch.from_numpy(values - prepared.centre).to(where)
-    scores = torch.addmm(prepared.offsets.to(where), rows, prepared.centred.to(where).T)
-    most = min(width + 1 + _SPARE, len(part))
-    best, columns = scores.topk(most, dim=1)
+    """The nearest of `part` for each row, among all candidates that rounding errors could hide."""
+    target_device = device()
+    rows = torch.from_numpy(values - prepared.centre).to(target_device)
+    scores = torch.addmm(prepared.offsets.to(target_device), rows, prepared.centred.to(target_device).T)
+    num_candidates = min(width + 1 + _EXTRA, len(part))
+    best, columns = scores.topk(num_candidates, dim=1)
     error = prepared.score_error(torch.linalg.vector_norm(rows, dim=1))
-    # One more than asked for, because one of them may be the row itself.
-    floor = best[:, min(width, most - 1)] - error
-    hidden = (~(best[:, -1] < floor)).cpu().numpy() if most < len(part) else np.zeros(len(values), bool)
-    ids, distance = _decide(values, own, prepared, part, columns.cpu().numpy())
+    # One more than requested, because one of them may be the row itself.
+    floor = best[:, min(width, num_candidates - 1)] - error
+    uncertain = (~(best[:, -1] < floor)).cpu().numpy() if num_candidates < len(part) else np.zeros(len(values), bool)
+    ids, distance = _exact_distances(values, own, prepared, part, columns.cpu().numpy())
     ids, distance = _best(ids, distance, width)
-    for row in np.flatnonzero(hidden):
-        near = torch.nonzero(~(scores[row] < floor[row]))[:, 0].cpu().numpy()
-        one = slice(row, row + 1)
-        ids[one], distance[one] = _best(*_decide(values[one], own[one], prepared, part, near[None]), width)
+    for row in np.flatnonzero(uncertain):
+        column_ids = torch.nonzero(~(scores[row] < floor[row]))[:, 0].cpu().numpy()
+        row_slice = slice(row, row + 1)
+        ids[row_slice], distance[row_slice] = _best(
+            *_exact_distances(values[row_slice], own[row_slice], prepared, part, column_ids[None]), width
+        )
     return ids, distance
 
 
-def _decide(
+def _exact_distances(
     values: NDArray[np.float32],
     own: NDArray[np.int64],
     prepared: PreparedCentroids,

@@ -1,7 +1,7 @@
 """PCA whitening and row normalisation (Caron et al. 2018, section 3.3), exact in any order of summation.
 
-Values are rounded to integers small enough for float64 products of many of them to be exact, so that neither the blocks
-nor a library's order of summation can change a bit of the moments or of the whitened features.
+Values are rounded to integers small enough for sums of their float64 products to be exact, so the moments and the
+whitened features are bitwise identical for any blocks and any order of summation in a library.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _EXACT_ROWS = 1 << 14
 _PIECE_ENTRIES = 1 << 22
 # Columns multiplied at a time: bounds memory, and spares almost half the work of a symmetric product.
 _STRIPE = 1024
-# Smaller eigenvalues are raised to this share of the largest (as in DeeperCluster's code): no noise is blown up.
+# Smaller eigenvalues are raised to this share of the largest (as in DeeperCluster's code), not to amplify noise.
 _FLOOR = 1e-5
 
 
 class Whitening(NamedTuple):
-    """Map x to (x - mean) @ projection, whose columns have variance 1 and no correlation, the widest first.
+    """Map x to (x - mean) @ projection, whose columns are uncorrelated with variance 1, by descending variance of x.
 
     mean: (D,) float64. projection: (D, d) float64. step: (D,) float64, what each column of x is rounded to.
     """
@@ -40,17 +40,17 @@ class Whitening(NamedTuple):
 
 
 def fit_whitening(features: Features, dim: int) -> Whitening:
-    """Whitening of features to dim columns; directions of (almost) no variance are not blown up.
+    """Whitening of features to dim columns; directions of (almost) no variance are not amplified.
 
     Raises UserError if values are not finite, or if dim is larger than the number of columns or of rows.
     """
-    size = feature_stats(features)
-    if not 1 <= dim <= min(features.dim, size.num_rows):
+    stats = feature_stats(features)
+    if not 1 <= dim <= min(features.dim, stats.num_rows):
         raise UserError(
-            f"cannot whiten {size.num_rows} rows of {features.dim} columns to {dim}: the whitened width must be at "
+            f"cannot whiten {stats.num_rows} rows of {features.dim} columns to {dim}: the whitened width must be at "
             f"least 1 and at most either; choose another width, or add rows"
         )
-    mean, covariance, step = _covariance(features, size)
+    mean, covariance, step = _covariance(features, stats)
     return Whitening(mean, _projection(covariance, dim), step)
 
 
@@ -61,19 +61,19 @@ def whiten(features: Features, dim: int) -> Features:
     return features.map(_project, whitening.mean, whitening.step, weights, unit)
 
 
-def _grid(size: FeatureStats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centre and step (D,) of the integers that stand for each column; a constant column has step 1."""
-    low, high = size.low.astype(np.float64), size.high.astype(np.float64)
-    bits = min(_BITS, (64 - size.num_rows.bit_length()) // 2)
+def _grid(stats: FeatureStats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre and step (D,) of the integer grid of each column; a constant column has step 1."""
+    low, high = stats.low.astype(np.float64), stats.high.astype(np.float64)
+    bits = min(_BITS, (64 - stats.num_rows.bit_length()) // 2)
     step = (high - low) / 2.0**bits
     return (low + high) / 2, np.where(step > 0, step, 1.0)
 
 
 def _covariance(
-    features: Features, size: FeatureStats
+    features: Features, stats: FeatureStats
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean (D,), covariance (D, D) and the step (D,) to which values were rounded for it."""
-    centre, step = _grid(size)
+    centre, step = _grid(stats)
     (sums,) = features.fold(_sums, centre, step)
     products = np.empty((features.dim, features.dim))
     for start in range(0, features.dim, _STRIPE):
@@ -81,13 +81,13 @@ def _covariance(
         (stripe,) = features.fold(_products, centre, step, start, stop)
         products[:stop, start:stop] = stripe
         products[start:stop, :stop] = stripe.T
-    mean = sums / size.num_rows
-    covariance = (products / size.num_rows - np.outer(mean, mean)) * np.outer(step, step)
+    mean = sums / stats.num_rows
+    covariance = (products / stats.num_rows - np.outer(mean, mean)) * np.outer(step, step)
     return centre + mean * step, covariance, step
 
 
 def _rounded(block: Block, centre: NDArray[np.float64], step: NDArray[np.float64]) -> Iterator[torch.Tensor]:
-    """Values as whole numbers of steps off the centre, some rows at a time: (n, D) float64."""
+    """Values as integer multiples of the step about the centre, (n, D) float64, in chunks of rows."""
     size = min(_EXACT_ROWS, max(1, _PIECE_ENTRIES // len(step)))
     for start in range(0, len(block.values), size):
         yield torch.from_numpy(np.rint((block.values[start : start + size] - centre) / step)).to(device())
@@ -113,7 +113,7 @@ def _products(
 def _projection(covariance: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
     """The dim principal directions as columns (D, dim), each divided by the deviation along it."""
     last = len(covariance) - 1
-    with threadpool_limits(1, user_api="blas"):  # the number of threads must not change a bit
+    with threadpool_limits(1, user_api="blas"):  # results must not depend on the number of threads
         variances, directions = scipy.linalg.eigh(covariance, subset_by_index=(last - dim + 1, last))
     variances, directions = variances[::-1], directions[:, ::-1]
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(dim)])

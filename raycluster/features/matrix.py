@@ -54,7 +54,7 @@ class LocalFeatures:
             raise UserError(f"sample ids must occur once; {repeated[0]} occurs again: one shard was given twice?")
 
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
-        """All sample ids, ascending, and the rows they belong to, None if they are in order. Not kept, to save memory."""
+        """All sample ids, ascending, and their rows, None if they are in order. Not kept, to save memory."""
         samples = np.concatenate([block.samples for block in self._blocks])
         if not (samples[1:] < samples[:-1]).any():
             return samples, None

@@ -1,4 +1,4 @@
-"""What `test_gpu_search` runs in a process of its own: Triton either interprets or compiles, as set when imported."""
+"""Run by `test_int8_cuda` in its own process: Triton decides at import whether it interprets or compiles."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_nasty_rows_and_centroids(nasty: str) -> None:
     assert np.array_equal(_labels(values, prepared), naive(values, centroids))
 
 
-def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
+def test_few_candidates_are_left_unless_hundreds_are_close() -> None:
     for nasty, few in ("none", True), ("same", False):
         values, centroids = _problem(140, 600, 24, nasty)
         pairs = int8_cuda._candidates(*_arguments(values, prepare(centroids)))
@@ -67,7 +67,7 @@ def test_few_candidates_are_left_unless_hundreds_come_into_question() -> None:
 
 
 class _Refused(TorchDispatchMode):
-    """Raises for operations that CUDA refuses where deterministic algorithms are asked for (a CPU runs them)."""
+    """Raises for operations that raise on CUDA under deterministic algorithms, but not on a CPU."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if re.match(r"aten::(scatter_reduce|scatter_add|put_|index_reduce|histc|bincount|kthvalue)", function.name()):
@@ -90,7 +90,7 @@ def test_it_works_under_deterministic_algorithms() -> None:
 
 def _arguments(values: np.ndarray, prepared: PreparedCentroids) -> tuple[Any, ...]:
     rows = torch.tensor(values - prepared.centre, device=WHERE)
-    return int8_cuda._hold(prepared, WHERE), rows, quantize_rows(rows), prepared
+    return int8_cuda._to_device(prepared, WHERE), rows, quantize_rows(rows), prepared
 
 
 def test_rows_in_any_layout() -> None:
@@ -133,7 +133,7 @@ def test_highest_upper_ends_of_groups(
 
     exact = rows.double() @ prepared.centred.double().T - prepared.centred.double().square().sum(dim=1) / 2
     assert (found >= of_groups(exact)).all()
-    upper_bounds = of_groups(int8_torch._upper_ends(quantized, prepared))
+    upper_bounds = of_groups(int8_torch._upper_bounds(quantized, prepared))
     size = 1e-6 * prepared.max_norm * (quantized.norms[:, None] + prepared.max_norm)
     assert (found <= upper_bounds + size).all()  # which takes the largest errors of all rows, the kernel those of 128
     if len(values) <= 128:

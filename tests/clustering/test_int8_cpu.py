@@ -1,4 +1,4 @@
-"""The compiled kernel against float64, for every kind of processor that this one can play."""
+"""The compiled kernel against float64, for every instruction set that this processor has."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_nasty_rows_and_centroids(data: st.DataObject) -> None:
     assert np.array_equal(labels, naive(values, centroids))
 
 
-def test_more_candidates_than_there_is_room_for(processor: int) -> None:
+def test_more_candidates_than_capacity(processor: int) -> None:
     rng = np.random.default_rng(0)
     centroids = (1 + 1e-4 * rng.standard_normal((300, 8))).astype(np.float32)
     centroids[0] = -1
@@ -83,7 +83,7 @@ def test_sums_and_inertia_are_those_of_numpy(processor: int) -> None:
     assert compiled.inertia == plain.inertia and np.array_equal(compiled.labels, plain.labels)
 
 
-def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(
+def test_without_a_compiler_torch_is_used_and_one_line_logged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -105,7 +105,7 @@ def test_without_a_compiler_torch_does_the_work_and_one_line_says_so(
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
-    """A C file, and a file where the library made of it is kept that somebody else has put there."""
+    """A C file, and a foreign file at the place of its cached library."""
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""The search of GPUs, on machines that have none: interpreted, and compiled without being run."""
+"""The GPU search on machines without a GPU: interpreted, and compiled without being run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARED = 99 * 1024  # bytes for a block of threads on the GPUs that have least, 
 
 @pytest.mark.parametrize("how", ["interpreted", "compiled"])
 def test_gpu_cases(how: str) -> None:
-    """Whether Triton interprets is settled when it is imported, so both ways have a process of their own."""
+    """Triton decides at import whether it interprets, so each way runs in its own process."""
     if how == "compiled" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     command = [
@@ -57,7 +57,7 @@ def test_it_compiles_for_tensor_cores(capability: int, instruction: str, dim: in
 
 
 def test_one_line_says_why_it_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
-    """Here as the processor is no GPU, elsewhere as Triton is missing or does not know the GPU."""
+    """Here because the device is no GPU, elsewhere because Triton is missing or does not support the GPU."""
     prepared = prepare(np.eye(5, dtype=np.float32))
     with caplog.at_level(logging.WARNING):
         assert not any(int8_cuda.can_search(prepared, torch.device("cpu")) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Products of bytes propose what float64 decides, however badly rows and centroids fit 8 bits."""
+"""8-bit products propose what float64 decides, however badly rows and centroids fit 8 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycluster.clustering.search.centroids import prepare, quantize_rows
-from raycluster.clustering.search.int8_torch import byte_search, can_search
+from raycluster.clustering.search.int8_torch import can_search, int8_search
 from tests.clustering.nasty import KINDS, naive, problem
 
 pytestmark = pytest.mark.skipif(
@@ -23,12 +23,12 @@ def test_labels_are_those_of_float64(seed: int, nasty: str, num_rows: int, num_c
     values, centroids = problem(np.random.default_rng(seed), num_rows, num_centroids, dim, nasty)
     prepared = prepare(centroids)
     if can_search(prepared):
-        search, size = byte_search(prepared)
+        search, size = int8_search(prepared)
         found = [search(values[start : start + size]) for start in range(0, num_rows, size)]
         assert np.array_equal(np.concatenate(found), naive(values, centroids))
 
 
-def test_the_rounding_error_is_what_it_is_said_to_be() -> None:
+def test_the_rounding_error_is_within_its_bound() -> None:
     rows = torch.randn(50, 33) * 10.0 ** torch.arange(-25, 25)[:, None]
     found = quantize_rows(rows)
     exact = rows.double()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycluster.clustering import fixed_point, row_cache
-from raycluster.clustering.fixed_point import ClusterSums, Labelled, merge, sum_scale
+from raycluster.clustering.fixed_point import ClusterSums, PendingRows, merge, sum_scale
 from raycluster.clustering.kmeans import incremental
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.kmeans.result import KMeans
@@ -82,7 +82,7 @@ def test_equals_a_naive_float64_lloyd(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("num_clusters", [1, 7, 300])
-def test_any_blocks_in_any_order_give_the_same_bits(num_clusters: int) -> None:
+def test_any_blocks_in_any_order_are_bitwise_identical(num_clusters: int) -> None:
     values = _mixture(1500)
     wanted = kmeans(_features(values), num_clusters, seed=5, iterations=6)
     for num_blocks in (1, 2, 7, 64):
@@ -90,7 +90,7 @@ def test_any_blocks_in_any_order_give_the_same_bits(num_clusters: int) -> None:
         assert _same(found, wanted)
 
 
-def test_threads_and_engine_change_no_bit() -> None:
+def test_threads_and_engines_are_bitwise_identical() -> None:
     values = _mixture(3000)
     before = torch.get_num_threads()
     results = []
@@ -219,7 +219,7 @@ def test_ids_and_sums_of_more_rows_than_32_bits_count() -> None:
         assert num_rows * round(3.0 * scale) < 2**63 and scale >= 2.0**20
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments_are_named() -> None:
     features = _features(LINE)
     with pytest.raises(UserError, match="7 rows cannot fill 8 clusters"):
         kmeans(features, 8)
@@ -263,16 +263,16 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
         totals.flags.writeable = False
         return ClusterSums(totals, (1, 2))
 
-    def rows(*clusters: int) -> Labelled:
+    def rows(*clusters: int) -> PendingRows:
         values = np.array([[10 * cluster, cluster] for cluster in clusters], np.float32)
-        return Labelled(values, np.array(clusters), 6, 8.0, len(clusters) % 2 == 0, (1, 2))
+        return PendingRows(values, np.array(clusters), 6, 8.0, len(clusters) % 2 == 0, (1, 2))
 
     for parts in (
         (summed(0, 2), rows(2, 5), rows(1), summed(0, 1, 2, 5)),
         (rows(0, 2), rows(2, 5), rows(1), summed(0, 1, 2, 5)),
     ):
         for order in (parts, parts[::-1]):
-            found: ClusterSums | Labelled = order[0]
+            found: ClusterSums | PendingRows = order[0]
             for part in order[1:]:
                 found = merge(found, part)
             assert isinstance(found, ClusterSums) and found.others == (4, 8)
@@ -281,10 +281,10 @@ def test_sums_merge_in_any_order_even_when_read_only() -> None:
 
 @pytest.mark.parametrize("engine", ["int8", "torch"])
 @pytest.mark.parametrize("labels", [None, np.arange(-1, 1400) % 60])
-def test_a_few_clusters_at_a_time_give_the_same_bits(
+def test_a_few_clusters_at_a_time_are_bitwise_identical(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, labels: np.ndarray | None
 ) -> None:
-    """In one go; 7 at a time; and with labels that are gone, or of another step, when the next 7 are summed."""
+    """All at once; 7 at a time; and with cached labels evicted, or of another step, when the next 7 are summed."""
     values = _mixture(1500)
 
     features = _features(values, 4, order_seed=1)
@@ -299,30 +299,30 @@ def test_a_few_clusters_at_a_time_give_the_same_bits(
     assert _same(found(), wanted)
     get, rng = row_cache.get, np.random.default_rng(0)
 
-    def forgetful(clustering: str, samples: np.ndarray) -> Any:
+    def evicting(clustering: str, samples: np.ndarray) -> Any:
         kept = get(clustering, samples)
         lost = rng.integers(3)
         return None if kept is None or lost == 0 else kept if lost == 1 else (kept[0] - 2, kept[1][::-1])
 
-    monkeypatch.setattr(row_cache, "get", forgetful)
+    monkeypatch.setattr(row_cache, "get", evicting)
     assert _same(found(), wanted)
 
 
 @pytest.mark.parametrize("engine", ["int8", "torch"])
 @pytest.mark.parametrize("kind", ["mixture", "grid", "half"])
-def test_late_steps_that_look_at_moved_centroids_only_give_the_same_bits(
+def test_incremental_assignment_is_bitwise_identical(
     monkeypatch: pytest.MonkeyPatch, kind: str, engine: Engine
 ) -> None:
-    """Compared with steps that look at all."""
+    """Compared with steps that search all centroids."""
     rng = np.random.default_rng(7)
     values = rng.integers(0, 6, (1200, 3)).astype(np.float32) if kind == "grid" else _mixture(1200)
     values = values.astype(np.float16) if kind == "half" else values
-    features, looked = _features(values, 3, order_seed=1), 0
+    features, num_searched = _features(values, 3, order_seed=1), 0
     assign_again = incremental.assign_again
 
     def counting(block: np.ndarray, *others: Any) -> np.ndarray:
-        nonlocal looked
-        looked += len(block)
+        nonlocal num_searched
+        num_searched += len(block)
         return assign_again(block, *others)
 
     def found(seed: int) -> list[KMeans]:
@@ -335,7 +335,7 @@ def test_late_steps_that_look_at_moved_centroids_only_give_the_same_bits(
         wanted = found(seed)
         monkeypatch.setattr(incremental, "few", np.flatnonzero)
         assert all(_same(one, other) for one, other in zip(found(seed), wanted, strict=True))
-    assert looked > 10 * len(values)
+    assert num_searched > 10 * len(values)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([np.float16, np.float32]))

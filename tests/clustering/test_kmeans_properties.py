@@ -1,4 +1,4 @@
-"""K-means against a Lloyd so simple that it is surely right, on thousands of small and nasty problems."""
+"""K-means against a naive Lloyd in float64, on thousands of small, hard problems."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_against_naive_lloyd(
     assert np.array_equal(found.labels, labels)
     assert found.sizes.min() >= 1 and np.array_equal(found.sizes, np.bincount(labels, minlength=num_clusters))
     total = float(np.square(values.astype(np.float64) - found.centroids[labels]).sum())
-    # The inertia is a whole number of units; those add up to this share of the largest it could have been.
+    # The inertia is in integer units, whose rounding adds up to this share of its largest value.
     assert found.inertia[-1] == pytest.approx(total, rel=1e-6, abs=1e-9 * float(np.square(values.astype(float)).sum()))
 
 
@@ -113,7 +113,7 @@ def test_plain_steps_are_lloyds(problem: tuple[np.ndarray, int, int], iterations
     wanted, emptied = _lloyd(values, begin, iterations)
     scale = float(np.square(values.astype(np.float64)).sum())
     compared = min(len(wanted), len(found.inertia))
-    # Near-ties between equal distances may go either way in float64; whole numbers and copies have exact ties only.
+    # Near-ties between equal distances may go either way in float64; integers and copies have exact ties only.
     np.testing.assert_allclose(found.inertia[:compared], wanted[:compared], rtol=1e-5, atol=1e-7 * scale + 1e-300)
     if not emptied:
         steps = np.diff(found.inertia)
@@ -122,7 +122,7 @@ def test_plain_steps_are_lloyds(problem: tuple[np.ndarray, int, int], iterations
 
 @settings(max_examples=200)
 @given(problems(), st.integers(2, 8), st.integers(0, 7))
-def test_going_on_from_any_step_changes_nothing(
+def test_resuming_from_any_step_changes_nothing(
     problem: tuple[np.ndarray, int, int], iterations: int, stop: int
 ) -> None:
     values, num_clusters, seed = problem
@@ -130,10 +130,10 @@ def test_going_on_from_any_step_changes_nothing(
         return
     states: list[LloydState] = []
 
-    def remember(progress: LloydProgress) -> None:
+    def record(progress: LloydProgress) -> None:
         states.append(progress.state)
 
-    whole = kmeans(_blocks(values, 2, 0), num_clusters, iterations=iterations, seed=seed, report=remember)
+    whole = kmeans(_blocks(values, 2, 0), num_clusters, iterations=iterations, seed=seed, report=record)
     state = states[min(stop, len(states) - 1)]
     again = kmeans(_blocks(values, 3, 1), num_clusters, iterations=iterations, seed=seed, init=state)
     if len(whole.inertia) - 1 == len(states) and state.iteration < len(states):

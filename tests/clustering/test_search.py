@@ -20,7 +20,7 @@ ENGINES = ["torch", "faiss", "int8"]
 
 @pytest.fixture(params=["bytes", "float32"], autouse=True, scope="module")
 def products(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What the engine `torch` multiplies: bytes, where this processor is fast at it, and what every other has."""
+    """The products of the engine `torch`: 8-bit, where this processor has fast ones, and float32."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "float32":
             patch.setattr(module, "can_search", lambda prepared: False)
@@ -90,7 +90,7 @@ def test_many_exact_ties(values: np.ndarray, centroids: np.ndarray) -> None:
         assert np.array_equal(nearest(values, centroids, engine=engine)[0], wanted)
 
 
-def test_a_row_is_labelled_alike_in_any_company() -> None:
+def test_labels_do_not_depend_on_the_other_rows() -> None:
     values, centroids = _random(1000, 64, 48)
     prepared = prepare(centroids)
     whole, (labels, distances) = assign(values, prepared), nearest(values, centroids)

@@ -42,8 +42,8 @@ def plain_scaling(log_probs: np.ndarray, sharpness: float, iterations: int) -> n
 def optimum(log_probs: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, float]:
     """(labels, mean of -log p) of the cheapest assignment with these sizes."""
     slots = np.repeat(np.arange(len(sizes)), sizes)
-    row, place = linear_sum_assignment(-log_probs[:, slots])
-    return slots[place], -float(log_probs[row, slots[place]].mean())
+    row, window = linear_sum_assignment(-log_probs[:, slots])
+    return slots[window], -float(log_probs[row, slots[window]].mean())
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_six_samples(sharpness: float, cost: float, labels: list[int]) -> None:
 
 def test_six_samples_are_the_optimum_of_the_linear_programme() -> None:
     rows, columns = np.kron(np.eye(6), np.ones(3)), np.kron(np.ones(6), np.eye(3))
-    prepared = np.concatenate([np.full(6, 1 / 6), np.full(3, 1 / 3)])
-    best = linprog(-np.log(SIX).ravel(), A_eq=np.vstack([rows, columns]), b_eq=prepared)
+    marginals = np.concatenate([np.full(6, 1 / 6), np.full(3, 1 / 3)])
+    best = linprog(-np.log(SIX).ravel(), A_eq=np.vstack([rows, columns]), b_eq=marginals)
     assert raycluster.sinkhorn(np.log(SIX), rounding="exact").costs == pytest.approx([best.fun], abs=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_heads_are_as_good_as_their_logits(monkeypatch: pytest.MonkeyPatch) -> N
         assert np.array_equal(together.labels[index], logits.labels[0])
         np.testing.assert_allclose(together.scalings[index], logits.scalings[0], atol=2e-3)
     monkeypatch.setattr(module, "_MEMORY", 0)
-    monkeypatch.setattr(module, "_FEWEST_KEPT", 0)  # candidates are computed in every pass
+    monkeypatch.setattr(module, "_MIN_KEPT", 0)  # candidates are computed in every pass
     again = sinkhorn(features, heads, tolerance=1e-6)
     assert np.array_equal(together.labels, again.labels) and again.converged == [True, True]
 
@@ -203,7 +203,7 @@ def test_heads_are_as_good_as_their_logits(monkeypatch: pytest.MonkeyPatch) -> N
         ({"start": [np.zeros(4)]}, "start must be"),
     ],
 )
-def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sinkhorn(as_features(np.random.default_rng(0).standard_normal((8, 5)) + 1), **arguments)
 

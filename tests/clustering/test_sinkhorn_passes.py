@@ -1,4 +1,4 @@
-"""The same bits for any blocks, order, threads, vector width, and whatever of what was kept is lost."""
+"""Bitwise identical for any blocks, order, threads, vector width, and with any cached values lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def test_any_blocks_in_any_order_give_the_same_bits(engine: str) -> None:
+def test_any_blocks_in_any_order_are_bitwise_identical(engine: str) -> None:
     wanted = digest(sinkhorn(LocalFeatures(blocks(1, shuffled=False)), HEADS, rounding="exact"))
     for num_blocks in (1, 2, 7, 64):
         features = LocalFeatures(blocks(num_blocks, shuffled=True))
@@ -64,15 +64,15 @@ def test_permuted_rows_have_the_permuted_labels() -> None:
     assert np.array_equal(there.labels, here.labels[:, order])
 
 
-def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was kept of a block by one process may be old when the block comes back to it from another one."""
+def test_blocks_that_move_between_processes_are_bitwise_identical(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values cached by one process may be stale when a block returns to it from another one."""
     memories, rng = [OrderedDict(), OrderedDict()], np.random.default_rng(5)
 
     class Stolen(LocalFeatures):
         def fold(self, function: Any, *args: Any, combine: Any = add) -> Any:
             found = []
             for block in self._blocks:
-                monkeypatch.setattr(row_cache, "_KEPT", memories[int(rng.random() < 0.3)])
+                monkeypatch.setattr(row_cache, "_CACHE", memories[int(rng.random() < 0.3)])
                 found.append(function(block, *args))
             return reduce(combine, found)
 
@@ -80,25 +80,25 @@ def test_blocks_that_change_hands_change_no_bit(monkeypatch: pytest.MonkeyPatch)
     assert digest(sinkhorn(Stolen(blocks(7, shuffled=True)), HEADS[1:2])) == wanted
 
 
-def test_threads_and_what_is_lost_change_no_bit() -> None:
-    class Forgetful(LocalFeatures):
+def test_threads_and_evicted_values_are_bitwise_identical() -> None:
+    class Evicting(LocalFeatures):
         def fold(self, function: Any, *args: Any, **options: Any) -> Any:
-            row_cache._KEPT.clear()
+            row_cache._CACHE.clear()
             return super().fold(function, *args, **options)
 
     wanted = digest(sinkhorn(LocalFeatures(blocks(3, shuffled=False)), HEADS[1:2]))
-    assert digest(sinkhorn(Forgetful(blocks(3, shuffled=False)), HEADS[1:2])) == wanted
+    assert digest(sinkhorn(Evicting(blocks(3, shuffled=False)), HEADS[1:2])) == wanted
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(5)
         assert digest(sinkhorn(LocalFeatures(blocks(9, shuffled=True)), HEADS[1:2])) == wanted
     finally:
         torch.set_num_threads(threads)
-    assert not row_cache._KEPT
+    assert not row_cache._CACHE
 
 
 @compiled
-def test_narrower_vectors_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrower_vectors_are_bitwise_identical(monkeypatch: pytest.MonkeyPatch) -> None:
     features = LocalFeatures(blocks(2, shuffled=False))
     wanted = digest(sinkhorn(features, HEADS))
     monkeypatch.setattr(native, "support", lambda: 1)
@@ -112,8 +112,8 @@ def test_both_engines_find_the_same_candidates_plan_and_sums(dim: int) -> None:
     values = rng.standard_normal((101, dim)).astype(np.float32)
     head = pack(rng.standard_normal((130, dim)).astype(np.float32) / np.sqrt(dim), rng.standard_normal(130))
     scaling = np.where(np.arange(130) == 7, -np.inf, rng.standard_normal(130))
-    place, shift = CandidateWindow(9.0, scaling, 21.5), rng.standard_normal(130)
-    ours, theirs = (engine.candidates(values, head, place) for engine in (native, reference))
+    window, shift = CandidateWindow(9.0, scaling, 21.5), rng.standard_normal(130)
+    ours, theirs = (engine.candidates(values, head, window) for engine in (native, reference))
     assert np.array_equal(ours.first, theirs.first) and np.array_equal(ours.cluster, theirs.cluster)
     for name in ("score", "top", "norm"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=2e-4)

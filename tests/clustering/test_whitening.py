@@ -77,13 +77,13 @@ def test_equals_the_covariance_convention_in_float64() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(st.sampled_from([2, 7, 64]), st.integers(0, 1000))
-def test_any_blocks_in_any_order_give_the_same_bits(num_blocks: int, order_seed: int) -> None:
+def test_any_blocks_in_any_order_are_bitwise_identical(num_blocks: int, order_seed: int) -> None:
     values = _correlated(1000, 20)
     wanted = _all_rows(_features(values), 11)
     assert _all_rows(_features(values, num_blocks, order_seed), 11).tobytes() == wanted.tobytes()
 
 
-def test_threads_change_no_bit() -> None:
+def test_threads_are_bitwise_identical() -> None:
     values = _correlated(3000, 96)
     before = torch.get_num_threads()
     found = []
@@ -156,7 +156,7 @@ def test_sums_of_products_cannot_overflow(num_rows: int) -> None:
     assert num_rows * int(2 / step[0]) ** 2 < 2**63
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments_are_named() -> None:
     values = _correlated(4, 6)
     with pytest.raises(UserError, match="4 rows of 6 columns to 5"):
         whiten(_features(values), 5)

@@ -86,9 +86,9 @@ def test_functions_compute_on_one_thread_each_and_leave_the_count_alone() -> Non
 def test_extent_measures_columns_and_accepts_empty_blocks() -> None:
     values = np.array([[1, -2], [3, 0]], np.float16)
     nothing = Block(np.array([], np.int64), np.empty((0, 2), np.float16))
-    size = feature_stats(LocalFeatures([nothing, Block(np.array([4, 5]), values)]))
-    assert size.num_rows == 2
-    assert size.low.tolist() == [1, -2] and size.high.tolist() == [3, 0]
+    stats = feature_stats(LocalFeatures([nothing, Block(np.array([4, 5]), values)]))
+    assert stats.num_rows == 2
+    assert stats.low.tolist() == [1, -2] and stats.high.tolist() == [3, 0]
 
 
 def test_extent_names_the_samples_that_are_not_finite() -> None:

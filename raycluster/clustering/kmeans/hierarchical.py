@@ -1,4 +1,4 @@
-"""Clusters of clusters: each cluster is divided again, with a share of the next level's clusters."""
+"""Hierarchical k-means: each cluster is split again, into its share of the next level's clusters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BLOCK_ROWS = 1 << 14
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Levels of clusters, the coarsest first. Row i belongs to samples[i] (ascending).
+    """Levels of clusters, coarsest first. Row i belongs to samples[i] (ascending).
 
     labels: per level (N,) int64. centroids: per level (K, D) float32. parents: per level (K,) int64, the cluster of the
-    level above that each belongs to (zeros for the first).
+    level parent_labels that each belongs to (zeros for the first).
     """
 
     samples: NDArray[np.int64]
@@ -36,7 +36,9 @@ class Tree:
 def fit_tree(features: Features, sizes: Sequence[int], *, seed: int, options: Mapping[str, Any]) -> Tree:
     """See `raycluster.kmeans_tree`. options: of k-means."""
     if not sizes or sizes[0] < 1 or any(later < size for size, later in pairwise(sizes)):
-        raise UserError(f"sizes must be numbers of clusters that do not fall, such as [10, 1000]; seen {list(sizes)}")
+        raise UserError(
+            f"sizes must be numbers of clusters, at least 1 and not decreasing, such as [10, 1000]; seen {list(sizes)}"
+        )
     first = kmeans(features, sizes[0], seed=seed, **options)
     tree = Tree(first.samples, [first.labels], [first.centroids], [np.zeros(sizes[0], np.int64)])
     for level, size in enumerate(sizes[1:], 1):
@@ -45,13 +47,15 @@ def fit_tree(features: Features, sizes: Sequence[int], *, seed: int, options: Ma
 
 
 def _divide(features: Features, tree: Tree, size: int, seed: int, options: Mapping[str, Any]) -> None:
-    above, groups = tree.labels[-1], len(tree.centroids[-1])
-    members = np.split(np.argsort(above, kind="stable"), np.cumsum(np.bincount(above, minlength=groups))[:-1])
+    parent_labels, groups = tree.labels[-1], len(tree.centroids[-1])
+    members = np.split(
+        np.argsort(parent_labels, kind="stable"), np.cumsum(np.bincount(parent_labels, minlength=groups))[:-1]
+    )
     distinct = np.array([_num_distinct(features, tree.samples[rows], size) for rows in members])
     if distinct.sum() < size:
         raise UserError(too_few(features, int(distinct.sum()), size))
     shares = _shares(distinct, members, size)
-    labels, first = np.empty_like(above), np.cumsum(shares) - shares
+    labels, first = np.empty_like(parent_labels), np.cumsum(shares) - shares
     jobs = [
         (tree.samples[rows], int(share), seed_for(seed, "kmeans group", group), options)
         for group, (rows, share) in enumerate(zip(members, shares, strict=True))
@@ -75,7 +79,7 @@ def _cluster(
 
 
 def _num_distinct(features: Features, samples: NDArray[np.int64], most: int) -> int:
-    """How many distinct rows a group has; no more than `most` matter."""
+    """How many distinct rows a group has, counted up to about `most`."""
     seen: set[bytes] = set()
     for start in range(0, len(samples), _BLOCK_ROWS):
         seen.update(map(bytes, digest_rows(features.rows(samples[start : start + _BLOCK_ROWS]))))
@@ -85,13 +89,13 @@ def _num_distinct(features: Features, samples: NDArray[np.int64], most: int) -> 
 
 
 def _shares(distinct: NDArray[np.int64], members: Sequence[NDArray[np.intp]], size: int) -> NDArray[np.int64]:
-    """How many clusters each group gets: one, and of the rest what its rows ask for most, never more than distinct."""
+    """Clusters per group: in proportion to its rows, at least one, at most its distinct rows."""
     rows = np.array([len(group) for group in members], np.float64)
     shares = np.minimum(np.maximum(1, np.floor(rows / rows.sum() * size).astype(np.int64)), distinct)
     while shares.sum() != size:
-        wish = rows / rows.sum() * size - shares
+        deficit = rows / rows.sum() * size - shares
         if shares.sum() < size:
-            shares[np.argmax(np.where(shares < distinct, wish, -np.inf))] += 1
+            shares[np.argmax(np.where(shares < distinct, deficit, -np.inf))] += 1
         else:
-            shares[np.argmin(np.where(shares > 1, wish, np.inf))] -= 1
+            shares[np.argmin(np.where(shares > 1, deficit, np.inf))] -= 1
     return shares

@@ -1,4 +1,4 @@
-"""Where k-means begins: distinct random rows, scalable k-means++, given centroids, or the means of given labels."""
+"""Initial centroids: distinct random rows, scalable k-means++, given centroids, or the means of given labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering.fixed_point import (
-    Labelled,
+    PendingRows,
     Sums,
     inertia_scale,
     means,
@@ -44,13 +44,13 @@ def check_init(init: object) -> None:
 
 
 def initialize(
-    features: Features, num_clusters: int, init: Init, *, size: FeatureStats, seed: int, engine: Engine
+    features: Features, num_clusters: int, init: Init, *, stats: FeatureStats, seed: int, engine: Engine
 ) -> tuple[NDArray[np.float32], int]:
-    """The first centroids (K, D), and how many of them had to be split off others."""
+    """The initial centroids (K, D), and how many of them were split off others."""
     check_init(init)
     if isinstance(init, str):
         rows = random_rows(features, num_clusters, seed)
-        return (_scalable(features, rows, size, seed, engine) if init == "k-means++" else rows), 0
+        return (_scalable(features, rows, stats, seed, engine) if init == "k-means++" else rows), 0
     given = np.asarray(init)
     if given.ndim == 2 and np.issubdtype(given.dtype, np.floating):
         if given.shape != (num_clusters, features.dim) or not np.isfinite(given).all():
@@ -58,7 +58,7 @@ def initialize(
                 f"init must be finite centroids of shape ({num_clusters}, {features.dim}); seen {given.shape} with "
                 f"{int((~np.isfinite(given)).sum())} values that are not finite"
             )
-        return given.astype(np.float32), 0  # a copy: k-means writes over it
+        return given.astype(np.float32), 0  # a copy: k-means modifies it
     is_labels = given.ndim == 1 and np.issubdtype(given.dtype, np.integer)
     if not is_labels or given.max(initial=0) >= num_clusters:
         raise UserError(
@@ -67,7 +67,7 @@ def initialize(
             + (f", largest {given.max(initial=0)}" if is_labels else "")
         )
     centroids, sizes = np.zeros((num_clusters, features.dim), np.float32), np.empty(num_clusters, np.int64)
-    scale = sum_scale(size)
+    scale = sum_scale(stats)
     for span in spans(num_clusters, features):
         summed: Sums = features.fold(_sum_labels, given, span, scale, combine=merge)
         totals, (sizes[span],) = total(summed)
@@ -81,7 +81,7 @@ def initialize(
 
 
 def pick_split_clusters(sizes: NDArray[np.int64], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Every empty cluster, and one to be halved for it, drawn in proportion to its size - 1; none of one row is."""
+    """(empty, donor) pairs: for every empty cluster one to split, drawn in proportion to its size - 1."""
     sizes, pairs = sizes.copy(), []
     for empty in np.flatnonzero(sizes == 0).tolist():
         surplus = np.cumsum(np.maximum(sizes - 1, 0))
@@ -95,7 +95,7 @@ def pick_split_clusters(sizes: NDArray[np.int64], rng: np.random.Generator) -> l
 
 
 def split_centroids(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> None:
-    """Give empty clusters one half of their donors, in place: its centroid times 1 +- 1/1024, by dimension (faiss)."""
+    """Give empty clusters one half of their donors, in index: its centroid times 1 +- 1/1024, by dimension (faiss)."""
     distance = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
     for empty, donor in pairs:
         centroids[empty] = centroids[donor] * (1 + distance)
@@ -108,16 +108,16 @@ def random_rows(features: Features, num_clusters: int, seed: int) -> NDArray[np.
     order.sort()
     generator(seed, "kmeans init").shuffle(order)
     count = num_clusters
-    while len(chosen := _distinct(features, order[:count])) < num_clusters:
+    while len(selected := _distinct(features, order[:count])) < num_clusters:
         if count >= len(order):
-            raise UserError(too_few(features, len(chosen), num_clusters))
+            raise UserError(too_few(features, len(selected), num_clusters))
         count *= 2
-    order = order[chosen[:num_clusters]]
+    order = order[selected[:num_clusters]]
     return features.rows(order)
 
 
 def _distinct(features: Features, samples: NDArray[np.int64]) -> NDArray[np.intp]:
-    """The places, ascending, of samples whose rows are not those of an earlier one."""
+    """The positions, ascending, of samples whose rows do not repeat an earlier one."""
     drawn = np.sort(samples)
     found, digests = (np.concatenate(column) for column in zip(*features.collect(_digests, drawn), strict=True))
     _, first = np.unique(digests[np.argsort(found)[np.searchsorted(drawn, samples)]], return_index=True)
@@ -143,33 +143,33 @@ def _sum_labels(block: Block, table: NDArray[np.integer], span: slice, scale: fl
     values, labels = select(block.values, labels, span)
     num_clusters = span.stop - span.start
     counts = np.bincount(labels, minlength=num_clusters)
-    return Labelled(values, labels, num_clusters, scale, int8_cpu.support() is not None, (counts,))
+    return PendingRows(values, labels, num_clusters, scale, int8_cpu.support() is not None, (counts,))
 
 
 # ------------------------------------------------------------------------------------------------- scalable k-means++
 
 
 def _scalable(
-    features: Features, rows: NDArray[np.float32], size: FeatureStats, seed: int, engine: Engine
+    features: Features, rows: NDArray[np.float32], stats: FeatureStats, seed: int, engine: Engine
 ) -> NDArray[np.float32]:
     """K rows far apart: k-means|| (Bahmani et al. 2012, algorithm 2), a few passes instead of K.
 
     Every pass draws about K / 2 rows in proportion to their squared distance from those drawn before; of these,
-    weighted by the rows nearest to them, K are chosen by k-means++. rows: distinct ones, the first
-    is the start, and the last resort where too few were drawn.
+    weighted by the rows nearest to them, K are selected by k-means++. rows: K distinct ones; the first is the start,
+    and all of them fill up the pool where too few were drawn.
     """
     num_clusters = len(rows)
-    chosen = rows[:1]
+    selected = rows[:1]
     for number in range(_ROUNDS):
-        prepared, unit = prepare(chosen), inertia_scale(size, rows)
+        prepared, unit = prepare(selected), inertia_scale(stats, rows)
         cost = sum(features.collect(_cost, prepared, unit, engine))
         if not cost:
             break
         share = max(1.0, num_clusters / 2) / cost
         key = seed_for(seed, "kmeans||", number)
         drawn = np.sort(np.concatenate(features.collect(_draw, prepared, unit * share, key, engine)))
-        chosen = np.concatenate([chosen, features.rows(drawn)])
-    pool = np.concatenate([chosen, rows])
+        selected = np.concatenate([selected, features.rows(drawn)])
+    pool = np.concatenate([selected, rows])
     digests = [digest_rows(pool[start : start + _ROWS]) for start in range(0, len(pool), _ROWS)]
     _, first = np.unique(np.concatenate(digests), return_index=True)
     if len(first) < len(pool):
@@ -179,20 +179,20 @@ def _scalable(
 
 
 def _cost(block: Block, prepared: PreparedCentroids, unit: float, engine: Engine) -> int:
-    """Sum of squared distances in whole units, the same in any order."""
+    """Sum of squared distances in integer units, independent of the order."""
     distances = squared_distances(block.values, prepared.centroids, assign(block.values, prepared, engine))
     return int(np.rint(distances * unit).astype(np.int64).sum())
 
 
 def _draw(block: Block, prepared: PreparedCentroids, share: float, key: int, engine: Engine) -> NDArray[np.int64]:
-    """The samples drawn, each with a chance of share times its squared distance."""
+    """The samples drawn, each with probability `share` times its squared distance."""
     distances = squared_distances(block.values, prepared.centroids, assign(block.values, prepared, engine))
     drawn: NDArray[np.int64] = block.samples[_uniform(block.samples, key) < share * distances]
     return drawn
 
 
 def _uniform(samples: NDArray[np.int64], key: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each sample id, by splitmix64: the same wherever the sample lies."""
+    """A number in [0, 1) for each sample id, by splitmix64, independent of the block."""
     step, first, second = _SPLITMIX
     with np.errstate(over="ignore"):
         state = (samples.astype(np.uint64) ^ np.uint64(key)) * step + step
@@ -208,21 +208,23 @@ def _counts(block: Block, prepared: PreparedCentroids, engine: Engine) -> NDArra
 def _plus_plus(
     pool: NDArray[np.float32], weights: NDArray[np.float64], num_clusters: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Weighted k-means++ (Arthur and Vassilvitskii 2007) on rows that are all different."""
-    least = np.full(len(pool), np.inf)
+    """Weighted k-means++ (Arthur and Vassilvitskii 2007) on distinct rows."""
+    nearest_squared = np.full(len(pool), np.inf)
     chances = weights
-    chosen: list[int] = []
+    selected: list[int] = []
     for _ in range(num_clusters):
-        free = chances if chances.sum() > 0 else np.isin(np.arange(len(pool)), chosen, invert=True).astype(np.float64)
-        cumulated = np.cumsum(free)
-        place = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
-        chosen.append(place)
+        weights_left = (
+            chances if chances.sum() > 0 else np.isin(np.arange(len(pool)), selected, invert=True).astype(np.float64)
+        )
+        cumulated = np.cumsum(weights_left)
+        index = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
+        selected.append(index)
         for start in range(0, len(pool), _ROWS):
             part = slice(start, start + _ROWS)
-            distance = np.subtract(pool[part], pool[place], dtype=np.float64)
-            least[part] = np.minimum(least[part], np.square(distance, out=distance).sum(axis=1))
-        chances = weights * least
-    return pool[chosen]
+            distance = np.subtract(pool[part], pool[index], dtype=np.float64)
+            nearest_squared[part] = np.minimum(nearest_squared[part], np.square(distance, out=distance).sum(axis=1))
+        chances = weights * nearest_squared
+    return pool[selected]
 
 
 def _samples(block: Block) -> NDArray[np.int64]:
@@ -230,7 +232,7 @@ def _samples(block: Block) -> NDArray[np.int64]:
 
 
 def _digests(block: Block, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bytes_]]:
-    """Those of the samples (ascending) that are in this block, and digests of their rows."""
+    """The samples (ascending) that are in this block, and digests of their rows."""
     found, digests = [block.samples[:0]], [np.empty(0, "V16")]
     for start in range(0, len(block.samples), _ROWS):
         known, values = block.samples[start : start + _ROWS], block.values[start : start + _ROWS]
@@ -241,7 +243,7 @@ def _digests(block: Block, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64
 
 
 def digest_rows(values: NDArray[np.floating]) -> NDArray[np.bytes_]:
-    """16 bytes per row, equal for equal rows; adding 0 makes -0.0 and 0.0 one."""
+    """16 bytes per row, equal for equal rows; adding 0 makes -0.0 and 0.0 equal."""
     rows = np.add(values, np.float32(0), dtype=np.float32)
     digests = b"".join(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
     return np.frombuffer(digests, "V16")

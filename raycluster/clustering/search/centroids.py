@@ -1,4 +1,4 @@
-"""Centroids made ready for a search; do it once for many blocks."""
+"""Centroids prepared for a search, once for many blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from raycluster.clustering.search import int8_cpu
 from raycluster.clustering.search.bounds import INFLATE, ROUNDING, distance_error, int8_bounds_hold, score_error
 
-# Squares of what a scale this small leaves over would vanish; they count as 2^-7 scales each.
+# Squares of residuals below this scale would underflow; each counts as 2^-7 of the scale.
 _SMALLEST = 2.0**-67
 _VANISHED = 2.0**-7
 _CLUSTERS = 64
 
 
 class QuantizedRows(NamedTuple):
-    """Vectors v as 8-bit whole numbers. values: (n, D) int8. scales, norms, errors: (n,) with |v| <= norms and
+    """Vectors v as 8-bit integers. values: (n, D) int8. scales, norms, errors: (n,) with |v| <= norms and
     |v - scales values| <= errors.
     """
 
@@ -32,21 +32,20 @@ class QuantizedRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PreparedCentroids:
-    """Centroids made ready for a search, when first needed. Distances are taken about their mean, where float32
-    cancels least.
+    """Centroids prepared for a search, lazily. Distances are taken about their mean, where float32 cancels least.
 
-    centroids: (K, D) float32. moved: (m,) which of them moved since rows were last labelled; None if any may have.
+    centroids: (K, D) float32. moved: (m,) which of them moved since the last assignment; None if unknown.
     """
 
     centroids: NDArray[np.float32]
     moved: NDArray[np.int64] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedCentroids, (self.centroids, self.moved)  # the rest costs less to compute than to send
+        return PreparedCentroids, (self.centroids, self.moved)  # the rest is cheaper to compute than to send
 
     @cached_property
     def moved_centroids(self) -> PreparedCentroids:
-        """Those that moved."""
+        """Prepared centroids that moved."""
         return PreparedCentroids(self.centroids[self.moved])
 
     @cached_property
@@ -88,7 +87,7 @@ class PreparedCentroids:
 
     @cached_property
     def packed(self) -> int8_cpu.PackedCentroids | None:
-        """What the compiled kernel scans; None where there is no kernel or its error bounds do not hold."""
+        """Centroids as the compiled kernel reads them; None without a kernel or where its error bounds do not hold."""
         instructions = int8_cpu.support()
         if instructions is None or not self.fit_int8:
             return None
@@ -101,26 +100,26 @@ class PreparedCentroids:
 
     @cached_property
     def quantized(self) -> QuantizedRows:
-        """The centred centroids as products of bytes read them."""
+        """(K, D) centred centroids in 8 bits."""
         starts = range(0, len(self.centroids), _CLUSTERS)
         found = [quantize_rows(torch.from_numpy(self.centroids[at : at + _CLUSTERS] - self.centre)) for at in starts]
         return QuantizedRows(*map(torch.cat, zip(*found, strict=True)))
 
     @cached_property
-    def held(self) -> dict[torch.device, Any]:
-        """What a search keeps of it on other devices."""
+    def device_cache(self) -> dict[torch.device, Any]:
+        """Copies that a search keeps on other devices."""
         return {}
 
 
 def prepare(centroids: NDArray[np.floating], moved: NDArray[np.int64] | None = None) -> PreparedCentroids:
-    """Make (K, D) centroids ready; moved: as in `PreparedCentroids`."""
+    """Prepare (K, D) centroids; moved: as in `PreparedCentroids`."""
     return PreparedCentroids(np.ascontiguousarray(centroids, np.float32), moved)
 
 
 def quantize_rows(
     rows: torch.Tensor, scratch: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 ) -> QuantizedRows:
-    """Round (n, D) float32 rows to 8 bits, each with a scale of its own. memory_budget: two of that shape to write over."""
+    """Round (n, D) float32 rows to 8 bits, each with its own scale. scratch: two buffers of that shape, or None."""
     scales = (torch.abs(rows, out=scratch[0]).amax(dim=1) / 127).clamp_min_(_SMALLEST)
     whole = torch.div(rows, scales[:, None], out=scratch[0]).round_()
     vanished = scales * (_VANISHED * rows.shape[1] ** 0.5)

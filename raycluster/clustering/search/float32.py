@@ -1,8 +1,7 @@
-"""Searches for the nearest centroids by float32 products of a library: torch on any device, or faiss.
+"""Nearest centroids by float32 products of a library: torch on any device, or faiss.
 
-A float32 product tells apart all but a few near-ties. Its rounding error has a rigorous bound (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1), so rows whose two best scores lie within it are known; they are decided
-in float64.
+A float32 product separates all but a few near-ties. Rows whose two best scores differ by less than its error bound
+(see `bounds`) are decided in float64.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _FAISS_ROWS = 4096
 
 
 def in_tiles(values: NDArray[np.floating], search: Search, size: int) -> NDArray[np.int64]:
-    """Labels (n,) of rows (n, D), searched so many at a time."""
+    """Labels (n,) of rows (n, D), searched `size` rows at a time."""
     labels = np.empty(len(values), np.int64)
     for start in range(0, len(values), size):
         labels[start : start + size] = search(values[start : start + size].astype(np.float32, copy=False))
@@ -34,7 +33,7 @@ def in_tiles(values: NDArray[np.floating], search: Search, size: int) -> NDArray
 
 
 def float_search(prepared: PreparedCentroids) -> tuple[Search, int]:
-    """A search by product scores x.c - |c|^2 / 2, and the number of rows it wants at a time."""
+    """A search by product scores x.c - |c|^2 / 2, and its number of rows per call."""
     where = device()
     centred, offsets = prepared.centred.to(where), prepared.offsets.to(where)
 
@@ -45,15 +44,15 @@ def float_search(prepared: PreparedCentroids) -> tuple[Search, int]:
         scores.scatter_(1, labels, -torch.inf)
         second = scores.amax(dim=1, keepdim=True)
         error_bound = prepared.score_error(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
-        # Negated, so that what overflowed to NaN counts as too close; likewise the candidates.
+        # Negated, so that NaN of an overflow counts as too close; likewise the candidates.
         doubtful = (~(best - second > error_bound))[:, 0]
         result: NDArray[np.int64] = labels[:, 0].cpu().numpy()
         if doubtful.any():
             scores.scatter_(1, labels, best)
             candidates = ~(scores[doubtful] < (best - error_bound)[doubtful])
-            chosen = doubtful.cpu().numpy()
-            places, columns = np.nonzero(candidates.cpu().numpy())
-            result[chosen] = nearest_in_float64(tile[chosen], places, columns, prepared.centroids)
+            doubtful_rows = doubtful.cpu().numpy()
+            row_ids, columns = np.nonzero(candidates.cpu().numpy())
+            result[doubtful_rows] = nearest_in_float64(tile[doubtful_rows], row_ids, columns, prepared.centroids)
         return result
 
     size = min(_TILE_ROWS[where.type], max(64, _TILE_SCORES[where.type] // len(prepared.centroids)))
@@ -61,8 +60,8 @@ def float_search(prepared: PreparedCentroids) -> tuple[Search, int]:
 
 
 def faiss_search(prepared: PreparedCentroids) -> tuple[Search, int]:
-    """The same search with faiss's flat index as the proposer."""
-    import faiss  # takes a second to load, and few ask for it
+    """The same search, with candidates by faiss's flat index."""
+    import faiss  # takes a second to import, and is rarely used
 
     index = faiss.IndexFlatL2(len(prepared.centre))
     index.add(prepared.centred.numpy())

@@ -1,7 +1,6 @@
-"""The compiled kernel: built from `kernel.c` by the machine's C compiler when first needed, then kept in a cache.
+"""The compiled kernel, built from `kernel.c` by the machine's C compiler at first use and kept in a cache folder.
 
-Without a compiler, or on a processor without AVX2, there is none: one line says so, and the torch engine does the work.
-The results are the same to the bit.
+Without a compiler one line is logged, and the torch engine is used instead, with bitwise identical results.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _FLAGS += [f"-DINFLATE={INFLATE}f", f"-DROUNDING={ROUNDING.hex()}f"]
 log = logging.getLogger(__name__)
 
 
-class _Target(ctypes.Structure):
+class _KernelCentroids(ctypes.Structure):
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("num_centroids", "dim", "levels")]
         + [(name, ctypes.c_void_p) for name in ("exact", "centre", "offsets")]
@@ -45,28 +44,28 @@ class _Target(ctypes.Structure):
 
 
 class PackedCentroids(NamedTuple):
-    """Centroids in the form the kernel scans, with the arrays that it points to. support: the processor it is for."""
+    """Centroids as the kernel reads them, with the arrays that it points to. support: the instructions it is for."""
 
-    structure: _Target
+    structure: _KernelCentroids
     arrays: tuple[NDArray[np.generic], ...]
     support: int
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The kernel, compiled if need be; None, with one line in the log, where it cannot be."""
+    """The kernel, compiled if needed; None, with one line in the log, where that fails."""
     kernel = load(_SOURCE, "k-means without its compiled kernel, several times slower, same results")
     return None if kernel is None else _declare(kernel)
 
 
 def load(source: Path, without: str) -> ctypes.CDLL | None:
-    """The library made of a C file, compiled when first needed; None where it cannot be, and the log says `without`."""
+    """The library of a C file, compiled if needed; where that fails None, and `without` is logged."""
     try:
         name = f"{source.stem}-{sha256(source.read_bytes() + ' '.join(_FLAGS).encode()).hexdigest()[:16]}.so"
         folder = _cache()
         if folder:
             return _load_from(folder / name, source)
-        with tempfile.TemporaryDirectory(prefix="raycluster-") as private:  # a loaded library needs its file no longer
+        with tempfile.TemporaryDirectory(prefix="raycluster-") as private:  # a loaded library no longer needs its file
             return _load_from(Path(private) / name, source)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s: %s", without, error)
@@ -84,7 +83,7 @@ def _load_from(path: Path, source: Path) -> ctypes.CDLL:
 
 @lru_cache(maxsize=1)
 def support() -> int | None:
-    """The vector instructions that the kernel finds here, one of AVX512, AVX2, PORTABLE; None without a kernel."""
+    """The vector instructions of this processor, one of AVX512, AVX2, PORTABLE; None without a kernel."""
     kernel = library()
     return None if kernel is None else int(kernel.raycluster_support())
 
@@ -96,7 +95,7 @@ def pack(
     max_norm: float,
     instructions: int,
 ) -> PackedCentroids:
-    """Make centroids ready that the error bounds cover, see `centroids.PreparedCentroids`."""
+    """Pack centroids for which the error bounds hold, see `PreparedCentroids.packed`."""
     num_centroids, dim = exact.shape
     padded = -(-num_centroids // _PANEL) * _PANEL
     packed = np.empty((padded, -(-dim // 4) * 4), np.uint8)
@@ -107,14 +106,14 @@ def pack(
     if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
         raise MemoryError("no memory left for packing centroids")
     arrays = (exact, centre, offsets, packed, *tables)
-    structure = _Target(*sizes, *[_at(array) for array in arrays], max_norm, rounding_error(dim))
+    structure = _KernelCentroids(*sizes, *[_at(array) for array in arrays], max_norm, rounding_error(dim))
     return PackedCentroids(structure, arrays, instructions)
 
 
 def search(
     values: NDArray[np.float32], prepared: PackedCentroids, previous: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], int]:
-    """Labels (n,) of the nearest centroids, -1 where only a caller can decide, and how many these are."""
+    """Labels (n,) of the nearest centroids, -1 for ties left to the caller, and how many these are."""
     kernel = library()
     assert kernel is not None
     rows, labels = np.ascontiguousarray(values), np.empty(len(values), np.int64)
@@ -141,8 +140,8 @@ def add_rows(
     """Add round(values * scale) to the totals (K, D) of their labels, in place."""
     kernel = library()
     assert kernel is not None
-    rows, chosen = np.ascontiguousarray(values), np.ascontiguousarray(labels)
-    kernel.raycluster_sums(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(totals))
+    rows, ids = np.ascontiguousarray(values), np.ascontiguousarray(labels)
+    kernel.raycluster_sums(_at(rows), _at(ids), *rows.shape, scale, support(), _at(totals))
 
 
 def inertia_sum(
@@ -151,8 +150,8 @@ def inertia_sum(
     """Sum of round((x - c)^2 * scale) over all values, c the centroid of the row's label."""
     kernel = library()
     assert kernel is not None
-    rows, chosen = np.ascontiguousarray(values), np.ascontiguousarray(labels)
-    return int(kernel.raycluster_spread(_at(rows), _at(chosen), *rows.shape, scale, support(), _at(centroids)))
+    rows, ids = np.ascontiguousarray(values), np.ascontiguousarray(labels)
+    return int(kernel.raycluster_inertia(_at(rows), _at(ids), *rows.shape, scale, support(), _at(centroids)))
 
 
 def _at(array: NDArray[Any]) -> int:
@@ -168,8 +167,8 @@ def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     kernel.raycluster_search.restype = whole
     kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
     kernel.raycluster_sums.restype = None
-    kernel.raycluster_spread.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
-    kernel.raycluster_spread.restype = whole
+    kernel.raycluster_inertia.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
+    kernel.raycluster_inertia.restype = whole
     return kernel
 
 
@@ -190,7 +189,7 @@ def _cache() -> Path | None:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether this user owns a file or folder and nobody else may write to it."""
+    """Whether this user owns a file or folder and no other user may write to it."""
     info = path.stat()
     return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 

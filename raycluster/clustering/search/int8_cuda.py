@@ -1,8 +1,8 @@
-"""The search of engine="torch" on a GPU whose tensor cores multiply bytes: several times a float32 product.
+"""The search of engine="torch" on a GPU with 8-bit tensor cores: several times as fast as a float32 product.
 
-The bounds are those of `byte_search`. A kernel written in Triton computes the upper ends of all scores, but stores only
-the highest of each group of 16 centroids. The groups that reach the float32 score of the best in sight are computed in
-float32, all 16 of them, near-ties of these in float64.
+The bounds are those of `int8_search`. A kernel written in Triton computes the upper ends of all scores, but stores only
+the highest of each group of 16 centroids. Groups that reach the best float32 score are computed in float32,
+near-ties in float64.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 _trial = threading.Lock()
 
 
-class _Held(NamedTuple):
-    """A target on the device, in whole groups. centre: (D,). members: (groups, GROUP, D) centroids - centre, float32.
-    offsets: (groups, GROUP), -infinity where there is no centroid. packed: what the kernel reads.
+class _DeviceCentroids(NamedTuple):
+    """Centroids on the device, padded to whole groups. centre: (D,). members: (groups, GROUP, D) float32, about it.
+    offsets: (groups, GROUP), -infinity where there is no centroid. packed: as the kernel reads them.
     """
 
     centre: torch.Tensor
@@ -44,21 +44,21 @@ class _Held(NamedTuple):
 
 def can_search(prepared: PreparedCentroids, where: torch.device) -> bool:
     """Whether the error bounds hold for these centroids, and the kernel works on that device."""
-    with _trial:  # else several threads might compile it, and tell why it cannot be
+    with _trial:  # so that one thread compiles it, and logs why that failed
         return prepared.fit_int8 and _works(where, len(prepared.centre))
 
 
 def gpu_search(prepared: PreparedCentroids, where: torch.device) -> tuple[Search, int]:
-    """A search by products of bytes on a device, and the number of rows it wants at a time."""
-    held = prepared.held.get(where)
-    if held is None:
-        held = prepared.held[where] = _hold(prepared, where)
+    """A search by 8-bit products on a device, and its number of rows per call."""
+    on_device = prepared.device_cache.get(where)
+    if on_device is None:
+        on_device = prepared.device_cache[where] = _to_device(prepared, where)
 
     def search(tile: NDArray[np.float32]) -> NDArray[np.int64]:
-        rows = torch.tensor(np.ascontiguousarray(tile), device=where).sub_(held.centre)
-        return label_rows(tile, rows, quantize_rows(rows), prepared, partial(_candidates, held))
+        rows = torch.tensor(np.ascontiguousarray(tile), device=where).sub_(on_device.centre)
+        return label_rows(tile, rows, quantize_rows(rows), prepared, partial(_candidates, on_device))
 
-    num_groups, dim = held.members.shape[0], held.members.shape[2]
+    num_groups, dim = on_device.members.shape[0], on_device.members.shape[2]
     return search, max(64, min(_TILE_ROWS, _TILE_GROUPS // num_groups, _TILE_VALUES // dim))
 
 
@@ -72,14 +72,14 @@ def _works(where: torch.device, dim: int) -> bool:
     prepared = prepare(centroids)
     try:
         if not np.array_equal(gpu_search(prepared, where)[0](tile), float_search(prepared)[0](tile)):
-            raise ArithmeticError("the kernel compiled for it finds other labels")
-    except Exception as error:  # Triton and what it calls raise whatever they like
+            raise ArithmeticError("the kernel gives other labels than float32 products")
+    except Exception as error:  # Triton and the compilers it calls raise errors of many types
         log.warning("k-means by float32 products on a GPU, several times slower, same results: %s", error)
         return False
     return True
 
 
-def _hold(prepared: PreparedCentroids, where: torch.device) -> _Held:
+def _to_device(prepared: PreparedCentroids, where: torch.device) -> _DeviceCentroids:
     from raycluster.clustering.search.triton_kernel import pack_centroids  # needs Triton
 
     centre, offsets = torch.tensor(prepared.centre, device=where), prepared.offsets.to(where)
@@ -89,35 +89,39 @@ def _hold(prepared: PreparedCentroids, where: torch.device) -> _Held:
     padded = pad(offsets, (0, missing), value=-torch.inf).view(-1, GROUP)
     quantized = [quantize_rows(part) for part in centred.split(max(1, _TILE_VALUES // len(centre)))]
     packed = pack_centroids(QuantizedRows(*map(torch.cat, zip(*quantized, strict=True))), offsets)
-    return _Held(centre, members, padded, packed)
+    return _DeviceCentroids(centre, members, padded, packed)
 
 
-def _candidates(held: _Held, rows: torch.Tensor, quantized: QuantizedRows, prepared: PreparedCentroids) -> Pairs | None:
-    """The centroids that may be nearest by their float32 scores; None if groups that hold some are very many."""
+def _candidates(
+    on_device: _DeviceCentroids, rows: torch.Tensor, quantized: QuantizedRows, prepared: PreparedCentroids
+) -> Pairs | None:
+    """The centroids that may be nearest by their float32 scores; None if they are in too many groups."""
     from raycluster.clustering.search.triton_kernel import highest, pack_rows
 
-    tops = highest(pack_rows(quantized), held.packed)[: len(rows), : len(held.members)]
-    error_bound, likely = prepared.score_error(quantized.norms), tops.argmax(dim=1)
-    first = _scores(rows, torch.arange(len(rows), device=rows.device), likely, held)
-    reached = tops >= (first.amax(dim=1) - 2.5 * error_bound)[:, None]
+    group_bounds = highest(pack_rows(quantized), on_device.packed)[: len(rows), : len(on_device.members)]
+    error_bound, likely = prepared.score_error(quantized.norms), group_bounds.argmax(dim=1)
+    first = _scores(rows, torch.arange(len(rows), device=rows.device), likely, on_device)
+    reached = group_bounds >= (first.amax(dim=1) - 2.5 * error_bound)[:, None]
     if int(reached.sum()) > _SURVIVORS * len(rows):
         return None
-    places, groups = torch.nonzero(reached, as_tuple=True)
-    known = groups == likely[places]
-    scores = first[places]
-    scores[~known] = _scores(rows, places[~known], groups[~known], held)
-    # Not scatter_reduce_, which CUDA refuses where deterministic algorithms are asked for.
-    tops.fill_(-torch.inf)[places, groups] = scores.amax(dim=1)
-    best = tops.amax(dim=1)
-    which, member = torch.nonzero(scores >= (best - error_bound)[places, None], as_tuple=True)
-    return Pairs(places[which], groups[which] * GROUP + member)
+    row_ids, groups = torch.nonzero(reached, as_tuple=True)
+    known = groups == likely[row_ids]
+    scores = first[row_ids]
+    scores[~known] = _scores(rows, row_ids[~known], groups[~known], on_device)
+    # Not scatter_reduce_, which raises on CUDA under torch.use_deterministic_algorithms.
+    group_bounds.fill_(-torch.inf)[row_ids, groups] = scores.amax(dim=1)
+    best = group_bounds.amax(dim=1)
+    which, member = torch.nonzero(scores >= (best - error_bound)[row_ids, None], as_tuple=True)
+    return Pairs(row_ids[which], groups[which] * GROUP + member)
 
 
-def _scores(rows: torch.Tensor, places: torch.Tensor, groups: torch.Tensor, held: _Held) -> torch.Tensor:
-    """Scores in float32 of the members of some groups, (p, GROUP). places: (p,) rows."""
-    size = max(1, _GATHERED_VALUES // held.members[0].numel())
+def _scores(
+    rows: torch.Tensor, row_ids: torch.Tensor, groups: torch.Tensor, on_device: _DeviceCentroids
+) -> torch.Tensor:
+    """Scores in float32 of the members of some groups, (p, GROUP). row_ids: (p,) rows."""
+    size = max(1, _GATHERED_VALUES // on_device.members[0].numel())
     products = [
-        torch.bmm(held.members[those], rows[one, :, None])[..., 0]
-        for one, those in zip(places.split(size), groups.split(size), strict=True)
+        torch.bmm(on_device.members[some_groups], rows[some_rows, :, None])[..., 0]
+        for some_rows, some_groups in zip(row_ids.split(size), groups.split(size), strict=True)
     ]
-    return torch.cat(products) + held.offsets[groups]
+    return torch.cat(products) + on_device.offsets[groups]

@@ -3,10 +3,10 @@
    A row x and a centroid c (both about the centroids' mean) are rounded to 8 bits with a scale of their own, x = X + dx
    and c = C + dc. Then |x.c - X.C| <= |dx| |c| + |X| |dc| (Cauchy-Schwarz), where all four norms are known. So the score
    x.c - |c|^2 / 2 of every centroid lies in a known interval; only those whose interval reaches above the best lower end
-   are candidates. They are computed again in float32, near-ties of these in float64. What even float64 cannot tell apart
+   are candidates. They are computed again in float32, near-ties of these in float64. What even float64 cannot separate
    (equal centroids) is left to the caller. Nothing of size rows x centroids is ever stored.
 
-   Integers are exact, so every processor finds the same candidates up to rounding, and the same labels to the bit. */
+   Integers are exact, so every processor finds the same candidates up to rounding, and bitwise identical labels. */
 
 #include <math.h>
 #include <stdint.h>
@@ -23,8 +23,8 @@
 #define PANEL 64       /* centroids that are scanned together */
 #define GROUP 6        /* rows that are scanned together */
 #define TILE 384       /* rows whose candidates are kept at a time, a multiple of GROUP */
-#define CANDIDATES 48  /* room per row; a row with more is left to the caller */
-/* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: the compiler is given them. */
+#define CANDIDATES 48  /* capacity per row; a row with more is left to the caller */
+/* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: passed by the compiler's flags. */
 
 enum { PORTABLE = 0, WITH_AVX2 = 1, WITH_AVX512 = 2 };
 
@@ -35,14 +35,14 @@ typedef struct {
     const float *offsets;  /* (K,) -|centred|^2 / 2 */
     const uint8_t *packed; /* (K / 64, D / 4, 64, 4) 8-bit values + levels, zero-padded */
     const float *scales, *norms, *errors, *tops; /* (K padded): scale, |c|, |dc|, offset + its rounding error */
-    float reach, slack;    /* largest |centred|; relative error of two float32 scores */
-} target_t;
+    float max_norm, error_bound;    /* largest |centred|; relative error of two float32 scores */
+} prepared_t;
 
 typedef struct {
     int8_t *values;        /* (TILE, padded dim) */
     float *rows;           /* (TILE, dim) about the centre */
     int32_t *start;        /* (TILE) -levels * sum of values: undoes the shift of the centroids */
-    float *scale, *error, *length, *slack, *floor; /* (TILE): see pack; floor is the best lower end of a score so far */
+    float *scale, *error, *length, *error_bound, *floor; /* (TILE): see pack; floor is the best lower end of a score so far */
     int32_t *count, *index; /* (TILE), (TILE, CANDIDATES) */
     float *top;            /* (TILE, CANDIDATES) upper ends */
 } tile_t;
@@ -60,7 +60,7 @@ int raycluster_support(void) {
 
 /* ------------------------------------------------------------------------------------------------ rounding to 8 bits */
 
-/* One vector to whole numbers in [-levels, levels]; gives its scale, |v|, |v - scale q|, and the sum of q.
+/* One vector to integers in [-levels, levels]; gives its scale, |v|, |v - scale q|, and the sum of q.
    Eight partial sums: the compiler may use vectors without being allowed to reorder additions. */
 static inline __attribute__((always_inline)) void round_vector(const float *v, int64_t dim, float levels, int8_t *q,
                                                                float *scale, float *norm, float *error, int32_t *sum) {
@@ -77,7 +77,7 @@ static inline __attribute__((always_inline)) void round_vector(const float *v, i
     int tiny = largest < 0x1p-60f; /* squares might vanish: such a vector counts as zero, and its size as its error */
     float unit = tiny ? 0 : largest / levels, inverse = tiny ? 0 : levels / largest;
     int32_t total = 0, totals[16] = {0};
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     for (d = 0; d < whole; d += 16)
         for (j = 0; j < 16; j++) {
             float rounded = (v[d + j] * inverse + magic) - magic;
@@ -103,7 +103,7 @@ static inline __attribute__((always_inline)) void round_vector(const float *v, i
     *sum = total;
 }
 
-/* Make the centroids ready; see target_t. scales, norms, errors, tops have room for a multiple of 64. Returns -1 if
+/* Make the centroids ready; see prepared_t. scales, norms, errors, tops have room for a multiple of 64. Returns -1 if
    there is no memory. */
 int64_t raycluster_prepare(const float *exact, const float *centre, const float *offsets, int64_t num_centroids,
                            int64_t dim, int64_t levels, uint8_t *packed, float *scales, float *norms, float *errors,
@@ -129,17 +129,17 @@ int64_t raycluster_prepare(const float *exact, const float *centre, const float 
     return 0;
 }
 
-static inline __attribute__((always_inline)) void pack_rows(const float *values, int64_t num_rows, const target_t *target,
+static inline __attribute__((always_inline)) void pack_rows(const float *values, int64_t num_rows, const prepared_t *prepared,
                                                             tile_t *tile) {
-    int64_t dim = target->dim, width = (dim + 3) / 4 * 4;
+    int64_t dim = prepared->dim, width = (dim + 3) / 4 * 4;
     for (int64_t row = 0; row < num_rows; row++) {
         float *about = tile->rows + row * dim, norm;
         int32_t sum;
-        for (int64_t d = 0; d < dim; d++) about[d] = values[row * dim + d] - target->centre[d];
+        for (int64_t d = 0; d < dim; d++) about[d] = values[row * dim + d] - prepared->centre[d];
         round_vector(about, dim, 127, tile->values + row * width, tile->scale + row, &norm, tile->error + row, &sum);
-        tile->start[row] = -(int32_t)target->levels * sum;
+        tile->start[row] = -(int32_t)prepared->levels * sum;
         tile->length[row] = norm + tile->error[row];
-        tile->slack[row] = target->slack * target->reach * (norm + target->reach / 2);
+        tile->error_bound[row] = prepared->error_bound * prepared->max_norm * (norm + prepared->max_norm / 2);
         tile->floor[row] = -INFINITY;
         tile->count[row] = 0;
     }
@@ -148,14 +148,14 @@ static inline __attribute__((always_inline)) void pack_rows(const float *values,
 /* ---------------------------------------------------------------------------------------------------------- the scan */
 
 /* Keep the candidates of one row among the 64 of a panel, whose upper ends are known. Rare once the floor is good. */
-static void keep(tile_t *tile, int64_t row, int64_t first, const target_t *target, const float *tops) {
+static void keep(tile_t *tile, int64_t row, int64_t first, const prepared_t *prepared, const float *tops) {
     float *top = tile->top + row * CANDIDATES;
     int32_t *index = tile->index + row * CANDIDATES, count = tile->count[row];
     float best = tile->floor[row];
     for (int j = 0; j < PANEL; j++) {
         int64_t k = first + j;
-        float below = tops[j] - 2.002f * (tile->error[row] * target->norms[k] + tile->length[row] * target->errors[k] +
-                                          ROUNDING * target->norms[k] * target->norms[k]) - tile->slack[row];
+        float below = tops[j] - 2.002f * (tile->error[row] * prepared->norms[k] + tile->length[row] * prepared->errors[k] +
+                                          ROUNDING * prepared->norms[k] * prepared->norms[k]) - tile->error_bound[row];
         if (below > best) best = below;
     }
     for (int j = 0; j < PANEL; j++) {
@@ -170,17 +170,17 @@ static void keep(tile_t *tile, int64_t row, int64_t first, const target_t *targe
             top[count] = tops[j];
             index[count] = (int32_t)(first + j);
         }
-        count++; /* one too many says that there was no room */
+        count++; /* one too many marks an overflow */
     }
     tile->floor[row] = best;
     tile->count[row] = count;
 }
 
-static void scan_portable(tile_t *tile, int64_t num_rows, const target_t *target) {
-    int64_t quads = (target->dim + 3) / 4, num_panels = (target->num_centroids + PANEL - 1) / PANEL;
+static void scan_portable(tile_t *tile, int64_t num_rows, const prepared_t *prepared) {
+    int64_t quads = (prepared->dim + 3) / 4, num_panels = (prepared->num_centroids + PANEL - 1) / PANEL;
     for (int64_t p = 0; p < num_panels; p++)
         for (int64_t row = 0; row < num_rows; row++) {
-            const uint8_t *panel = target->packed + p * quads * PANEL * 4;
+            const uint8_t *panel = prepared->packed + p * quads * PANEL * 4;
             const int8_t *x = tile->values + row * quads * 4;
             int32_t dots[PANEL];
             float tops[PANEL];
@@ -191,29 +191,29 @@ static void scan_portable(tile_t *tile, int64_t num_rows, const target_t *target
                     for (int i = 0; i < 4; i++) dots[j] += panel[j * 4 + i] * x[d * 4 + i];
             for (int j = 0; j < PANEL; j++) {
                 int64_t k = p * PANEL + j;
-                tops[j] = dots[j] * target->scales[k] * tile->scale[row] + target->tops[k] +
-                          tile->error[row] * target->norms[k] + tile->length[row] * target->errors[k];
+                tops[j] = dots[j] * prepared->scales[k] * tile->scale[row] + prepared->tops[k] +
+                          tile->error[row] * prepared->norms[k] + tile->length[row] * prepared->errors[k];
                 found |= tops[j] >= tile->floor[row];
             }
-            if (found) keep(tile, row, p * PANEL, target, tops);
+            if (found) keep(tile, row, p * PANEL, prepared, tops);
         }
 }
 
 #ifdef X86
 /* As keep, with the 64 upper ends in four vectors. */
-AVX512 static void keep_avx512(tile_t *tile, int64_t row, int64_t first, const target_t *target, const __m512 *tops) {
+AVX512 static void keep_avx512(tile_t *tile, int64_t row, int64_t first, const prepared_t *prepared, const __m512 *tops) {
     float *top = tile->top + row * CANDIDATES;
     int32_t *index = tile->index + row * CANDIDATES, count = tile->count[row];
     __m512 error = _mm512_set1_ps(tile->error[row]), length = _mm512_set1_ps(tile->length[row]);
     __m512 twice = _mm512_set1_ps(-2.002f), rounding = _mm512_set1_ps(ROUNDING), best = _mm512_set1_ps(-INFINITY);
     for (int c = 0; c < 4; c++) {
-        __m512 norm = _mm512_loadu_ps(target->norms + first + 16 * c);
-        __m512 half = _mm512_mul_ps(length, _mm512_loadu_ps(target->errors + first + 16 * c));
+        __m512 norm = _mm512_loadu_ps(prepared->norms + first + 16 * c);
+        __m512 half = _mm512_mul_ps(length, _mm512_loadu_ps(prepared->errors + first + 16 * c));
         half = _mm512_fmadd_ps(error, norm, half);
         half = _mm512_fmadd_ps(rounding, _mm512_mul_ps(norm, norm), half);
         best = _mm512_max_ps(best, _mm512_fmadd_ps(twice, half, tops[c]));
     }
-    float floor = _mm512_reduce_max_ps(best) - tile->slack[row];
+    float floor = _mm512_reduce_max_ps(best) - tile->error_bound[row];
     if (!(floor > tile->floor[row])) floor = tile->floor[row];
     tile->floor[row] = floor;
     for (int c = 0; c < 4 && count <= CANDIDATES; c++) {
@@ -231,7 +231,7 @@ AVX512 static void keep_avx512(tile_t *tile, int64_t row, int64_t first, const t
             _mm512_mask_compressstoreu_ps(top + count, found, tops[c]);
             _mm512_mask_compressstoreu_epi32(index + count, found, places);
         }
-        count = count + more <= CANDIDATES ? count + more : CANDIDATES + 1; /* one too many: there was no room */
+        count = count + more <= CANDIDATES ? count + more : CANDIDATES + 1; /* one too many marks an overflow */
     }
     tile->count[row] = count;
 }
@@ -261,15 +261,15 @@ AVX512 static inline __attribute__((always_inline)) void products_avx512(const i
     END(0) END(1) END(2) END(3) END(4) END(5)
 }
 
-AVX512 static void scan_avx512(tile_t *tile, int64_t num_rows, const target_t *target) {
-    int64_t quads = (target->dim + 3) / 4, num_panels = (target->num_centroids + PANEL - 1) / PANEL;
+AVX512 static void scan_avx512(tile_t *tile, int64_t num_rows, const prepared_t *prepared) {
+    int64_t quads = (prepared->dim + 3) / 4, num_panels = (prepared->num_centroids + PANEL - 1) / PANEL;
     for (int64_t p = 0; p < num_panels; p++)
         for (int64_t row = 0; row < num_rows; row += GROUP) {
             __m512i dots[GROUP][4];
-            products_avx512(tile->values + row * quads * 4, target->packed + p * quads * PANEL * 4, quads,
+            products_avx512(tile->values + row * quads * 4, prepared->packed + p * quads * PANEL * 4, quads,
                             tile->start + row, dots);
-            const float *scales = target->scales + p * PANEL, *norms = target->norms + p * PANEL;
-            const float *errors = target->errors + p * PANEL, *ends = target->tops + p * PANEL;
+            const float *scales = prepared->scales + p * PANEL, *norms = prepared->norms + p * PANEL;
+            const float *errors = prepared->errors + p * PANEL, *ends = prepared->tops + p * PANEL;
             for (int r = 0; r < GROUP; r++) {
                 __m512 scale = _mm512_set1_ps(tile->scale[row + r]), error = _mm512_set1_ps(tile->error[row + r]);
                 __m512 length = _mm512_set1_ps(tile->length[row + r]), floor = _mm512_set1_ps(tile->floor[row + r]);
@@ -282,19 +282,19 @@ AVX512 static void scan_avx512(tile_t *tile, int64_t num_rows, const target_t *t
                     tops[c] = _mm512_fmadd_ps(length, _mm512_loadu_ps(errors + 16 * c), top);
                     found |= _mm512_cmp_ps_mask(tops[c], floor, _CMP_GE_OQ);
                 }
-                if (found) keep_avx512(tile, row + r, p * PANEL, target, tops);
+                if (found) keep_avx512(tile, row + r, p * PANEL, prepared, tops);
             }
         }
 }
 
 /* Products of 7-bit centroids and 8-bit rows: sums of two fit 16 bits. */
-AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const target_t *target) {
-    int64_t quads = (target->dim + 3) / 4, num_panels = (target->num_centroids + PANEL - 1) / PANEL;
+AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const prepared_t *prepared) {
+    int64_t quads = (prepared->dim + 3) / 4, num_panels = (prepared->num_centroids + PANEL - 1) / PANEL;
     const __m256i ones = _mm256_set1_epi16(1);
     for (int64_t p = 0; p < num_panels; p++)
         for (int64_t row = 0; row < num_rows; row += GROUP)
             for (int half = 0; half < 4; half++) { /* 16 centroids by 6 rows: 12 sums fit the registers */
-                const uint8_t *panel = target->packed + p * quads * PANEL * 4 + half * 64;
+                const uint8_t *panel = prepared->packed + p * quads * PANEL * 4 + half * 64;
                 const int8_t *x = tile->values + row * quads * 4;
                 __m256i dots[GROUP][2];
                 for (int r = 0; r < GROUP; r++) dots[r][0] = dots[r][1] = _mm256_set1_epi32(tile->start[row + r]);
@@ -320,16 +320,16 @@ AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const target_t *targe
                     _mm256_storeu_si256((void *)stored, dots[r][0]);
                     _mm256_storeu_si256((void *)(stored + 8), dots[r][1]);
                     for (int j = 0; j < 16; j++) {
-                        tops[j] = stored[j] * target->scales[first + j] * tile->scale[row + r] + target->tops[first + j] +
-                                  tile->error[row + r] * target->norms[first + j] +
-                                  tile->length[row + r] * target->errors[first + j];
+                        tops[j] = stored[j] * prepared->scales[first + j] * tile->scale[row + r] + prepared->tops[first + j] +
+                                  tile->error[row + r] * prepared->norms[first + j] +
+                                  tile->length[row + r] * prepared->errors[first + j];
                         found |= tops[j] >= tile->floor[row + r];
                     }
                     if (found) {
                         float all[PANEL];
                         for (int j = 0; j < PANEL; j++) all[j] = -INFINITY;
                         memcpy(all + half * 16, tops, sizeof(float) * 16);
-                        keep(tile, row + r, p * PANEL, target, all);
+                        keep(tile, row + r, p * PANEL, prepared, all);
                     }
                 }
             }
@@ -339,15 +339,15 @@ AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const target_t *targe
 /* -------------------------------------------------------------------------------------------------------- the decision */
 
 /* Score in float32 of a row about the centre and centroid k. */
-static inline __attribute__((always_inline)) float score(const float *row, int64_t k, const target_t *target) {
-    const float *c = target->exact + k * target->dim, *m = target->centre;
+static inline __attribute__((always_inline)) float score(const float *row, int64_t k, const prepared_t *prepared) {
+    const float *c = prepared->exact + k * prepared->dim, *m = prepared->centre;
     float sums[32] = {0}, total = 0;
-    int64_t dim = target->dim, d = 0;
+    int64_t dim = prepared->dim, d = 0;
     for (; d + 32 <= dim; d += 32)
         for (int j = 0; j < 32; j++) sums[j] += row[d + j] * (c[d + j] - m[d + j]);
     for (; d < dim; d++) sums[0] += row[d] * (c[d] - m[d]);
     for (int j = 0; j < 32; j++) total += sums[j];
-    return total + target->offsets[k];
+    return total + prepared->offsets[k];
 }
 
 static inline __attribute__((always_inline)) double distance(const float *a, const float *b, int64_t dim) {
@@ -355,8 +355,8 @@ static inline __attribute__((always_inline)) double distance(const float *a, con
     int64_t d = 0;
     for (; d + 8 <= dim; d += 8)
         for (int j = 0; j < 8; j++) {
-            double apart = (double)a[d + j] - b[d + j];
-            sums[j] += apart * apart;
+            double difference = (double)a[d + j] - b[d + j];
+            sums[j] += difference * difference;
         }
     for (; d < dim; d++) sums[0] += ((double)a[d] - b[d]) * ((double)a[d] - b[d]);
     for (int j = 0; j < 8; j++) total += sums[j];
@@ -364,25 +364,25 @@ static inline __attribute__((always_inline)) double distance(const float *a, con
 }
 
 /* Nearest of the candidates by float64 distances; -1 where their rounding errors could decide. */
-static inline __attribute__((always_inline)) int64_t decide(const float *x, const int32_t *index, int32_t count,
-                                                            const target_t *target) {
+static inline __attribute__((always_inline)) int64_t decide_in_float64(const float *x, const int32_t *index, int32_t count,
+                                                            const prepared_t *prepared) {
     double best = INFINITY, second = INFINITY;
     int64_t label = -1;
     for (int32_t i = 0; i < count; i++) {
-        double apart = distance(x, target->exact + index[i] * target->dim, target->dim);
-        if (apart < best) {
+        double squared = distance(x, prepared->exact + index[i] * prepared->dim, prepared->dim);
+        if (squared < best) {
             second = best;
-            best = apart;
+            best = squared;
             label = index[i];
-        } else if (apart < second) {
-            second = apart;
+        } else if (squared < second) {
+            second = squared;
         }
     }
-    return second - best > 4 * (target->dim + 8) * 0x1p-53 * second ? label : -1;
+    return second - best > 4 * (prepared->dim + 8) * 0x1p-53 * second ? label : -1;
 }
 
-static inline __attribute__((always_inline)) void settle(const float *values, int64_t num_rows, tile_t *tile,
-                                                         const target_t *target, int64_t *labels) {
+static inline __attribute__((always_inline)) void label_tile(const float *values, int64_t num_rows, tile_t *tile,
+                                                         const prepared_t *prepared, int64_t *labels) {
     for (int64_t row = 0; row < num_rows; row++) {
         int32_t *index = tile->index + row * CANDIDATES, count = tile->count[row], kept = 0;
         float *top = tile->top + row * CANDIDATES, best = -INFINITY;
@@ -395,37 +395,37 @@ static inline __attribute__((always_inline)) void settle(const float *values, in
             continue;
         }
         for (int32_t i = 0; i < kept; i++) {
-            top[i] = score(tile->rows + row * target->dim, index[i], target);
+            top[i] = score(tile->rows + row * prepared->dim, index[i], prepared);
             if (top[i] > best) best = top[i];
         }
         count = 0;
         for (int32_t i = 0; i < kept; i++)
-            if (!(top[i] < best - tile->slack[row])) index[count++] = index[i];
-        labels[row] = count == 1 ? index[0] : decide(values + row * target->dim, index, count, target);
+            if (!(top[i] < best - tile->error_bound[row])) index[count++] = index[i];
+        labels[row] = count == 1 ? index[0] : decide_in_float64(values + row * prepared->dim, index, count, prepared);
     }
 }
 
-/* A floor from a label that may still be right: fewer centroids come into question on the way. */
-static inline __attribute__((always_inline)) void guess(const int64_t *previous, int64_t num_rows, tile_t *tile,
-                                                        const target_t *target) {
+/* A floor from a label that may still be right: fewer centroids become candidates. */
+static inline __attribute__((always_inline)) void initial_floors(const int64_t *previous, int64_t num_rows, tile_t *tile,
+                                                        const prepared_t *prepared) {
     for (int64_t row = 0; row < num_rows; row++) {
         int64_t k = previous[row];
-        if (k < 0 || k >= target->num_centroids) continue;
-        tile->floor[row] = score(tile->rows + row * target->dim, k, target) - 2.5f * tile->slack[row];
+        if (k < 0 || k >= prepared->num_centroids) continue;
+        tile->floor[row] = score(tile->rows + row * prepared->dim, k, prepared) - 2.5f * tile->error_bound[row];
     }
 }
 
 #define SEARCH(name, scan)                                                                                       \
-    static void name(const float *values, int64_t num_rows, const target_t *target, const int64_t *previous,     \
+    static void name(const float *values, int64_t num_rows, const prepared_t *prepared, const int64_t *previous,     \
                      tile_t *tile, int64_t *labels) {                                                            \
         for (int64_t start = 0; start < num_rows; start += TILE) {                                               \
             int64_t count = num_rows - start < TILE ? num_rows - start : TILE;                                   \
-            const float *rows = values + start * target->dim;                                                    \
-            pack_rows(rows, count, target, tile);                                                                \
-            if (previous) guess(previous + start, count, tile, target);                                          \
-            for (int64_t row = count; row % GROUP; row++) tile->floor[row] = INFINITY; /* rows that are not there */ \
-            scan(tile, count, target);                                                                           \
-            settle(rows, count, tile, target, labels + start);                                                   \
+            const float *rows = values + start * prepared->dim;                                                    \
+            pack_rows(rows, count, prepared, tile);                                                                \
+            if (previous) initial_floors(previous + start, count, tile, prepared);                                          \
+            for (int64_t row = count; row % GROUP; row++) tile->floor[row] = INFINITY; /* padding */ \
+            scan(tile, count, prepared);                                                                           \
+            label_tile(rows, count, tile, prepared, labels + start);                                                   \
         }                                                                                                        \
     }
 
@@ -437,24 +437,24 @@ AVX2 SEARCH(search_avx2, scan_avx2)
 
 /* Labels of the nearest centroids, -1 where it could not be decided. previous: labels to start from, or NULL.
    Returns how many are -1, or -1 if there is no memory. */
-int64_t raycluster_search(const float *values, int64_t num_rows, const target_t *target, const int64_t *previous,
+int64_t raycluster_search(const float *values, int64_t num_rows, const prepared_t *prepared, const int64_t *previous,
                           int64_t support, int64_t *labels) {
-    int64_t width = (target->dim + 3) / 4 * 4, undecided = 0;
-    size_t per_row = width + 4 * (target->dim + 7 + 2 * CANDIDATES) + 64;
+    int64_t width = (prepared->dim + 3) / 4 * 4, undecided = 0;
+    size_t per_row = width + 4 * (prepared->dim + 7 + 2 * CANDIDATES) + 64;
     char *memory = calloc(TILE, per_row), *at = memory;
     if (!memory) return -1;
     tile_t tile;
 #define TAKE(field, count) tile.field = (void *)at, at += sizeof(*tile.field) * TILE * (count)
-    TAKE(rows, target->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(slack, 1);
+    TAKE(rows, prepared->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(error_bound, 1);
     TAKE(floor, 1), TAKE(count, 1), TAKE(index, CANDIDATES), TAKE(top, CANDIDATES), TAKE(values, width);
 #ifdef X86
     if (support == WITH_AVX512)
-        search_avx512(values, num_rows, target, previous, &tile, labels);
+        search_avx512(values, num_rows, prepared, previous, &tile, labels);
     else if (support == WITH_AVX2)
-        search_avx2(values, num_rows, target, previous, &tile, labels);
+        search_avx2(values, num_rows, prepared, previous, &tile, labels);
     else
 #endif
-        search_portable(values, num_rows, target, previous, &tile, labels);
+        search_portable(values, num_rows, prepared, previous, &tile, labels);
     free(memory);
     for (int64_t row = 0; row < num_rows; row++) undecided += labels[row] < 0;
     return undecided;
@@ -462,7 +462,7 @@ int64_t raycluster_search(const float *values, int64_t num_rows, const target_t 
 
 /* ------------------------------------------------------------------------------------------------------ order-free sums */
 
-/* Adding 1.5 * 2^52 rounds to a whole number, whose low bits are then those of the float: no conversion is needed. */
+/* Adding 1.5 * 2^52 rounds to an integer, whose low bits are then those of the float: no conversion is needed. */
 #define MAGIC 6755399441055744.0
 
 static inline __attribute__((always_inline)) int64_t bits(double value) {
@@ -480,14 +480,14 @@ static inline __attribute__((always_inline)) int64_t bits(double value) {
             for (int64_t d = 0; d < dim; d++) total[d] += bits(x[d] * scale + MAGIC) - bits(MAGIC);                  \
         }                                                                                                            \
     }                                                                                                                \
-    __VA_ARGS__ static int64_t spread_##suffix(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim,        \
+    __VA_ARGS__ static int64_t inertia_##suffix(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim,        \
                                    double scale, const float *centroids) {                                          \
         int64_t sum = 0;                                                                                             \
         for (int64_t row = 0; row < num_rows; row++) {                                                               \
             const float *x = values + row * dim, *c = centroids + labels[row] * dim;                                 \
             for (int64_t d = 0; d < dim; d++) {                                                                      \
-                double apart = (double)x[d] - c[d];                                                                  \
-                sum += bits(apart * apart * scale + MAGIC) - bits(MAGIC);                                            \
+                double difference = (double)x[d] - c[d];                                                                  \
+                sum += bits(difference * difference * scale + MAGIC) - bits(MAGIC);                                            \
             }                                                                                                        \
         }                                                                                                            \
         return sum;                                                                                                  \
@@ -510,11 +510,11 @@ void raycluster_sums(const float *values, const int64_t *labels, int64_t num_row
 }
 
 /* Sum of round((x - c)^2 * scale), each below 2^51, over all values of the rows and the centroids of their labels. */
-int64_t raycluster_spread(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale,
+int64_t raycluster_inertia(const float *values, const int64_t *labels, int64_t num_rows, int64_t dim, double scale,
                           int64_t support, const float *centroids) {
 #ifdef X86
-    if (support == WITH_AVX512) return spread_avx512(values, labels, num_rows, dim, scale, centroids);
-    if (support == WITH_AVX2) return spread_avx2(values, labels, num_rows, dim, scale, centroids);
+    if (support == WITH_AVX512) return inertia_avx512(values, labels, num_rows, dim, scale, centroids);
+    if (support == WITH_AVX2) return inertia_avx2(values, labels, num_rows, dim, scale, centroids);
 #endif
-    return spread_portable(values, labels, num_rows, dim, scale, centroids);
+    return inertia_portable(values, labels, num_rows, dim, scale, centroids);
 }

@@ -1,4 +1,4 @@
-"""What a float32 product cannot tell apart, and its decision by float64 distances, computed pair by pair."""
+"""Exact ranking of candidates by float64 distances, computed pair by pair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PAIR_ENTRIES = 1 << 17
 def nearest_in_float64(
     values: NDArray[np.floating], rows: NDArray[np.intp], columns: NDArray[np.intp], centroids: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """The nearest of its candidates for every row that has any, the lowest of several equally near ones.
+    """The nearest candidate of every row that has any, of equal distances the lowest.
 
     rows, columns: candidates, pair by pair; rows ascending.
     """
@@ -32,7 +32,7 @@ def squared_distances(
 def pair_distances(
     values: NDArray[np.floating], rows: NDArray[np.intp], centroids: NDArray[np.float32], columns: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Squared distance of the row and the centroid of each pair, in float64; the same in any company."""
+    """Squared distance of the row and the centroid of each pair, in float64, independent of the other pairs."""
     result = np.empty(len(rows), np.float64)
     size = max(1, _PAIR_ENTRIES // values.shape[1])
     for start in range(0, len(rows), size):

@@ -1,4 +1,4 @@
-"""The kernel of `gpu_search`, which Triton compiles when it is first called. To import this needs Triton.
+"""The Triton kernel of `gpu_search`, compiled at its first call. Importing this module needs Triton.
 
 Centroids are scanned in blocks of 128, each in 8 groups of 16 that follow each other. Within a block their order is
 changed: the members of a group lie 8 apart, where the tensor cores leave them in the registers of one thread.
@@ -18,9 +18,9 @@ from raycluster.clustering.search.centroids import QuantizedRows
 from raycluster.clustering.search.int8_torch import GROUP
 
 _ROWS, _COLUMNS = 128, 128
-_BLOCKS = 16  # that one program scans at most: enough for loading its rows to matter little
-_PROGRAMS = 1024  # several for each processor of the GPU; with fewer, programs scan fewer blocks
-_LONGEST = 256  # vectors up to this length are multiplied in one piece, longer ones in pieces
+_BLOCKS = 16  # per program at most: enough to amortise loading its rows
+_PROGRAMS = 1024  # several per multiprocessor; with fewer, programs scan fewer blocks
+_LONGEST = 256  # longer vectors are multiplied in pieces
 _PIECE = 128
 
 
@@ -40,41 +40,43 @@ def pack_rows(quantized: QuantizedRows) -> PackedBytes:
 
 
 def pack_centroids(quantized: QuantizedRows, offsets: torch.Tensor) -> PackedBytes:
-    """Centroids as the kernel reads them; the last block ends with some that are near to nothing. offsets: (K,)."""
+    """Centroids as the kernel reads them; the padding of the last block scores -infinity. offsets: (K,)."""
     missing = -len(offsets) % _COLUMNS
-    upper_bounds = pad(offsets + quantized.norms.square() * ROUNDING, (0, missing), value=-torch.inf)
-    tables = torch.stack([*(pad(table, (0, missing)) for table in quantized[1:]), upper_bounds])
-    order = torch.arange(len(upper_bounds), device=upper_bounds.device).view(-1, _COLUMNS // GROUP, GROUP).mT.flatten()
+    offset_bounds = pad(offsets + quantized.norms.square() * ROUNDING, (0, missing), value=-torch.inf)
+    tables = torch.stack([*(pad(table, (0, missing)) for table in quantized[1:]), offset_bounds])
+    order = (
+        torch.arange(len(offset_bounds), device=offset_bounds.device).view(-1, _COLUMNS // GROUP, GROUP).mT.flatten()
+    )
     return PackedBytes(_widened(quantized.values, missing).index_select(0, order), tables.index_select(1, order))
 
 
 def highest(rows: PackedBytes, centroids: PackedBytes) -> torch.Tensor:
-    """The highest upper end of the scores of each group of centroids, (n padded, K padded / GROUP) float32."""
+    """The highest upper bound of the scores of each group of centroids, (n padded, K padded / GROUP) float32."""
     (num_rows, dim), num_centroids = rows.values.shape, len(centroids.values)
-    found = torch.empty(num_rows, num_centroids // GROUP, device=rows.values.device)
+    group_bounds = torch.empty(num_rows, num_centroids // GROUP, device=rows.values.device)
     tiles = num_rows // _ROWS * num_centroids // _COLUMNS
     span = _COLUMNS * max(1, min(_BLOCKS, tiles // _PROGRAMS))
     grid = num_rows // _ROWS, -(-num_centroids // span)
-    _highest[grid](*rows, *centroids, found, num_rows, num_centroids, span, **constants(dim), **options(dim))
-    return found
+    _highest[grid](*rows, *centroids, group_bounds, num_rows, num_centroids, span, **constants(dim), **options(dim))
+    return group_bounds
 
 
 def constants(dim: int) -> dict[str, int]:
-    """What the kernel is compiled for, by the padded length of vectors."""
+    """Compile-time constants, by the padded length of vectors."""
     piece = dim if dim <= _LONGEST else _PIECE
     return {"DIM": dim, "PIECE": piece, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "GROUP": GROUP}
 
 
 def options(dim: int) -> dict[str, int]:
-    """How it is compiled: with as deep a pipeline as fits the shared memory of every GPU that Triton knows."""
+    """Compiler options: the deepest pipeline that fits the shared memory of every GPU that Triton supports."""
     return {"num_warps": 8, "num_stages": 2 if dim <= _LONGEST else 3, "enable_fp_fusion": True}
 
 
 def _widened(values: torch.Tensor, missing: int) -> torch.Tensor:
-    """(n, D) with so many rows more, and a number of columns that the kernel takes; zeros."""
+    """(n, D) padded with zeros by so many rows, and to a number of columns that the kernel takes."""
     dim = values.shape[1]
-    wanted = max(32, 1 << (dim - 1).bit_length()) if dim <= _LONGEST else -(-dim // _PIECE) * _PIECE
-    return pad(values, (0, wanted - dim, 0, missing))
+    padded_dim = max(32, 1 << (dim - 1).bit_length()) if dim <= _LONGEST else -(-dim // _PIECE) * _PIECE
+    return pad(values, (0, padded_dim - dim, 0, missing))
 
 
 @triton.jit
@@ -83,7 +85,7 @@ def _highest(
     row_tables: tl.tensor,
     centroid_values: tl.tensor,
     centroid_tables: tl.tensor,
-    found: tl.tensor,
+    group_bounds: tl.tensor,
     num_rows: tl.tensor,
     num_centroids: tl.tensor,
     span: tl.tensor,
@@ -99,10 +101,10 @@ def _highest(
     if DIM == PIECE:
         whole = tl.load(left)
     scales = tl.load(row_tables + rows)
-    # In units of a row's scale both errors are of like size for all rows, however long.
+    # In units of a row's scale both errors are of similar size for all rows, whatever their norm.
     error = tl.max(tl.load(row_tables + num_rows + rows), axis=0)
     length = tl.max(tl.load(row_tables + 2 * num_rows + rows), axis=0)
-    groups = found + rows[:, None] * (num_centroids // GROUP) + tl.arange(0, COLUMNS // GROUP)[None, :]
+    groups = group_bounds + rows[:, None] * (num_centroids // GROUP) + tl.arange(0, COLUMNS // GROUP)[None, :]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, num_centroids), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)

@@ -2,8 +2,8 @@
 
 Of N rows with log-probabilities log p, the plan q with rows of mass 1/N and columns of mass `prior` that maximises
 sharpness * sum(q log p) + entropy(q) is q_ik = softmax_k(sharpness * log p_ik + u_k) / N for one K-vector u, the
-logarithm of its scaling. Only u and sums of K numbers per head travel between the rows and the solver. Nothing
-underflows: only differences from the best score of a row are ever exponentiated.
+logarithm of its scaling. Only u and sums of K numbers per head pass between the rows and the solver. Nothing
+underflows: only differences from the best score of a row are exponentiated.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering.sinkhorn.labels import Labels, labels_of
+from raycluster.clustering.sinkhorn.labels import HeadLabels, labels_of
 from raycluster.clustering.sinkhorn.passes import Passes
 from raycluster.clustering.sinkhorn.solver import Problem, Solution, Solver
 from raycluster.clustering.sinkhorn.sparse import Classifier, pack
 from raycluster.features.matrix import feature_stats
-from raycluster.types import Features, UserError
+from raycluster.types import Features, Head, UserError
 
 Rounding = Literal["argmax", "exact"]
-Head: TypeAlias = "tuple[NDArray[np.floating], NDArray[np.floating]]"
 
-# Candidates of all heads may take as much memory as the rows, so many times over, and so many may be kept of all
-# clusters; but at least so many per row.
+# Memory of the candidates of all heads, in units of that of the rows; the largest share of clusters and the least
+# number per row that are kept.
 _MEMORY = 3.0
-_MOST_KEPT = 1 / 6
-_FEWEST_KEPT = 128.0
+_MAX_KEPT = 1 / 6
+_MIN_KEPT = 128.0
 _BYTES_PER_CANDIDATE = 12
 _TOLERATED_EXCESS = 0.25  # of the rows
 
@@ -42,9 +41,10 @@ class Sinkhorn:
 
     samples: (N,) int64. labels: (heads, N) int32. sizes: per head (K,) int64 rows of each cluster. scalings: per head
     (K,) float64 logarithms u, -inf where the prior is 0. marginal_errors: per head the largest relative deviation of a
-    cluster's share of the plan from its prior. iterations: per head. converged: per head, whether the tolerance was
-    reached. costs: per head the mean of -log p at the labels. rounding_costs: per head by how much `costs` is above
-    that of the argmax labels; 0 unless rounding is exact.
+    cluster's share of the plan from its prior. iterations: per head, passes over the rows. converged: per head, whether
+    the plan reached the tolerance; argmax labels of rows with equal scores are unbalanced all the same. costs: per head
+    the mean of -log p at the labels. rounding_costs: per head the excess of `costs` over that of the argmax labels; 0
+    unless rounding is exact.
     """
 
     samples: NDArray[np.int64]
@@ -73,10 +73,11 @@ def sinkhorn(
 
     heads: per head a linear classifier, weight (K, D) and bias (K,); log p = log_softmax(weight f + bias). None for one
     head whose logits are the rows themselves, (N, K). priors: per head (K,) shares, scaled to sum 1; None for equal
-    ones. tolerance: of the largest relative deviation of a marginal; what is reached is in the result, also where
-    max_iterations end the search before. start: per head the `scalings` of an earlier result. rounding: `argmax` of the
-    plan, whose sizes are nearly those wanted; or `exact`: sizes are N * prior rounded by largest remainders.
-    Labels and figures are bit-identical for any blocks in any order. Raises UserError if something is not finite or
+    ones. tolerance: of the largest relative deviation of a marginal; the result reports what was reached, also where
+    max_iterations ends the search. start: per head the `scalings` of an earlier result. rounding: `argmax` of the
+    plan, whose sizes are near N * prior unless rows have equal scores (then a UserWarning); or `exact`: sizes are
+    N * prior rounded by largest remainders.
+    Labels and figures are bitwise identical for any blocks in any order. Raises UserError if something is not finite or
     shapes do not fit.
     """
     if not (np.isfinite(sharpness) and sharpness > 0 and 0 < tolerance < 1 and max_iterations >= 1):
@@ -88,23 +89,23 @@ def sinkhorn(
         raise UserError(f"rounding must be one of {', '.join(get_args(Rounding))}; seen {rounding!r}")
     feature_stats(features)
     classifiers = _classifiers(features, heads)
-    counts = [len(one.bias) for one in classifiers]
+    counts = [len(head.bias) for head in classifiers]
     shares, scalings = _priors(priors, counts), []
     for prior, u in zip(shares, _starts(start, counts), strict=True):
         scalings.append(np.where(prior > 0, u, -np.inf))
     affordable = _MEMORY * 4 * features.dim / _BYTES_PER_CANDIDATE / len(counts)
-    budgets = [max(_FEWEST_KEPT, min(affordable, _MOST_KEPT * len(prior))) for prior in shares]
-    goals = [
+    budgets = [max(_MIN_KEPT, min(affordable, _MAX_KEPT * len(prior))) for prior in shares]
+    problems = [
         Problem(index, features.num_rows, prior, sharpness, tolerance, max_iterations, budget)
         for index, (prior, budget) in enumerate(zip(shares, budgets, strict=True))
     ]
     passes = Passes(features, classifiers, token_hex(8))
     try:
-        found = _solve(passes, goals, scalings)
-        labelled = labels_of(passes, [one.query for one in found], shares if rounding == "exact" else None)
+        found = _solve(passes, problems, scalings)
+        labelled = labels_of(passes, [head.query for head in found], shares if rounding == "exact" else None)
     finally:
-        passes.forget()
-    result = _result(labelled, found, goals)
+        passes.clear()
+    result = _result(labelled, found, problems)
     for sizes, prior, converged in zip(result.sizes, shares, result.converged, strict=True):
         if converged:
             _warn_of_ties(sizes, prior)
@@ -112,21 +113,21 @@ def sinkhorn(
 
 
 def _warn_of_ties(sizes: NDArray[np.int64], prior: NDArray[np.float64]) -> None:
-    """Warn if the plan is balanced but many labels are not: rows with equal scores are divided by no argmax."""
+    """Warn if the plan is balanced but many labels are not: an argmax puts rows with equal scores into one cluster."""
     excess = int(np.maximum(sizes - np.ceil(prior * sizes.sum()), 0).sum())
     if excess > _TOLERATED_EXCESS * sizes.sum():
         warnings.warn(
-            f"the plan is balanced, but its argmax puts {excess} of {sizes.sum()} rows into clusters beyond their share "
-            f"(sizes {sizes.min()} to {sizes.max()}): many rows have equal or nearly equal scores. Use "
+            f"the plan is balanced, but its argmax puts {excess} of {sizes.sum()} rows into clusters beyond their "
+            f"share (sizes {sizes.min()} to {sizes.max()}): many rows have equal or nearly equal scores. Use "
             'rounding="exact" for balanced sizes, or a larger sharpness',
             UserWarning,
             stacklevel=3,
         )
 
 
-def _solve(passes: Passes, goals: list[Problem], starts: list[NDArray[np.float64]]) -> list[Solution]:
-    """All heads side by side: one pass over the rows answers what each of them asks next."""
-    solvers = [Solver(problem).steps(u) for problem, u in zip(goals, starts, strict=True)]
+def _solve(passes: Passes, problems: list[Problem], starts: list[NDArray[np.float64]]) -> list[Solution]:
+    """All heads together: one pass over the rows answers the next query of each."""
+    solvers = [Solver(problem).steps(u) for problem, u in zip(problems, starts, strict=True)]
     found: dict[int, Solution] = {}
     queries = {index: next(solver) for index, solver in enumerate(solvers)}
     while queries:
@@ -137,22 +138,23 @@ def _solve(passes: Passes, goals: list[Problem], starts: list[NDArray[np.float64
             except StopIteration as done:
                 found[index] = done.value
                 del queries[index]
-    return [found[index] for index in range(len(goals))]
+    return [found[index] for index in range(len(problems))]
 
 
-def _result(labelled: list[Labels], found: list[Solution], goals: list[Problem]) -> Sinkhorn:
+def _result(labelled: list[HeadLabels], found: list[Solution], problems: list[Problem]) -> Sinkhorn:
     return Sinkhorn(
         samples=labelled[0].samples,
-        labels=np.stack([one.labels for one in labelled]),
+        labels=np.stack([head.labels for head in labelled]),
         sizes=[
-            np.bincount(one.labels, minlength=len(problem.prior)) for one, problem in zip(labelled, goals, strict=True)
+            np.bincount(head.labels, minlength=len(problem.prior))
+            for head, problem in zip(labelled, problems, strict=True)
         ],
-        scalings=[one.scaling for one in found],
-        marginal_errors=[one.error for one in found],
-        iterations=[one.iterations for one in found],
-        converged=[one.error <= problem.tolerance for one, problem in zip(found, goals, strict=True)],
-        costs=[one.cost for one in labelled],
-        rounding_costs=[one.rounding_cost for one in labelled],
+        scalings=[head.scaling for head in found],
+        marginal_errors=[head.error for head in found],
+        iterations=[head.iterations for head in found],
+        converged=[head.error <= problem.tolerance for head, problem in zip(found, problems, strict=True)],
+        costs=[head.cost for head in labelled],
+        rounding_costs=[head.rounding_cost for head in labelled],
     )
 
 

@@ -1,7 +1,7 @@
 """The compiled passes of `sinkhorn.c`, with plain numpy ones where there is no compiler.
 
-`candidates` makes logits of rows and keeps those that can matter, `plan` what they amount to at a scaling; the others
-are sums over rows. Within one engine results are the same bits for any rows together; the two engines differ in the
+`candidates` computes logits of rows and keeps the relevant clusters, `plan` their shares at a scaling; the others are
+sums over rows. Within one implementation results are bitwise identical however rows are grouped; the two differ in the
 last bits of logits.
 """
 
@@ -20,19 +20,19 @@ from raycluster.clustering.sinkhorn.sparse import PANEL, Candidates, CandidateWi
 from raycluster.types import UserError
 
 
-def candidates(values: NDArray[np.floating], head: Classifier, place: CandidateWindow) -> Candidates:
+def candidates(values: NDArray[np.floating], head: Classifier, window: CandidateWindow) -> Candidates:
     """Of rows (n, D), or (n, K) logits. Raises UserError if a logit overflows."""
     rows = np.ascontiguousarray(values, np.float32)
     library = _library()
-    with np.errstate(all="ignore"):  # looked for below
-        found = reference.candidates(rows, head, place) if library is None else _candidates(rows, head, place)
+    with np.errstate(all="ignore"):  # checked below
+        found = reference.candidates(rows, head, window) if library is None else _candidates(rows, head, window)
     if not (np.isfinite(found.top).all() and np.isfinite(found.norm).all()):
         raise UserError("a head gives logits that overflow: the network diverged (lower the learning rate)")
     return found
 
 
 def plan(found: Candidates, shift: NDArray[np.float64], negligible: float, value_scale: float) -> Plan:
-    """Of the rows of some candidates at the scaling place.scaling + shift (K,), without shares below e^-negligible."""
+    """Of the rows of some candidates at the scaling window.scaling + shift (K,), without shares below e^-negligible."""
     library = _library()
     if library is None:
         return reference.plan(found, shift, negligible, value_scale)
@@ -107,21 +107,21 @@ def _library() -> ctypes.CDLL | None:
 
 @lru_cache(maxsize=1)
 def support() -> int:
-    """The vector instructions the compiled passes use here: 2 AVX-512, 1 AVX2, 0 there are none and numpy works."""
+    """The vector instructions the compiled passes use here: 2 AVX-512, 1 AVX2, 0 none: numpy is used."""
     library = _library()
     return 0 if library is None else int(library.sinkhorn_support())
 
 
-def _candidates(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -> Candidates:
+def _candidates(rows: NDArray[np.float32], head: Classifier, window: CandidateWindow) -> Candidates:
     library, (num_rows, dim), num_clusters = _library(), rows.shape, len(head.bias)
     assert library is not None
     bias = np.zeros(-(-num_clusters // PANEL) * PANEL, np.float32)
     bias[:num_clusters] = head.bias
-    scaling = np.ascontiguousarray(place.scaling)
+    scaling = np.ascontiguousarray(window.scaling)
     packed = None if head.packed is None else _at(head.packed)
-    structure = _Head(num_clusters, dim, packed, _at(bias), _at(scaling), place.sharpness, place.depth)
+    structure = _Head(num_clusters, dim, packed, _at(bias), _at(scaling), window.sharpness, window.depth)
     first = np.zeros(num_rows + 1, np.int64)
-    capacity = num_rows * num_clusters + PANEL  # memory that is not written to is not taken
+    capacity = num_rows * num_clusters + PANEL  # pages that are not written to are not allocated
     cluster, score = np.empty(capacity, np.int32), np.empty(capacity)
     tops = np.empty((2, num_rows))
     outputs = [_at(array) for array in (first, cluster, score, tops[0], tops[1])]

@@ -12,40 +12,42 @@ _ROWS = 256
 _PAIRS = 1 << 14
 
 
-def candidates(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -> Candidates:
-    """See `sinkhorn_kernel.candidates`."""
-    parts = [_some(rows[start : start + _ROWS], head, place) for start in range(0, max(len(rows), 1), _ROWS)]
+def candidates(rows: NDArray[np.float32], head: Classifier, window: CandidateWindow) -> Candidates:
+    """See `native.candidates`."""
+    parts = [_some(rows[start : start + _ROWS], head, window) for start in range(0, max(len(rows), 1), _ROWS)]
     counts, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Candidates(np.concatenate([[0], np.cumsum(counts)]), *columns)
 
 
-def _some(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -> tuple[NDArray[np.generic], ...]:
+def _some(rows: NDArray[np.float32], head: Classifier, window: CandidateWindow) -> tuple[NDArray[np.generic], ...]:
     """(counts, cluster, score, top, norm) of a few rows.
 
-    The order in which a product adds depends on how many rows it is given. So it only proposes, within a bound on its
-    rounding errors (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and pairs are computed again.
+    The order in which a product adds depends on how many rows it is given. So it only proposes candidates, within a
+    bound on its rounding errors (see `search.bounds`), and their scores are computed again, pair by pair.
     """
     weight = head.weight()
-    exact, near = rows.astype(np.float64), rows.astype(np.float64)
+    exact, approximate = rows.astype(np.float64), rows.astype(np.float64)
     error_bound = np.zeros((len(rows), 1))
     if weight is not None:
         wide = weight.astype(np.float64)
-        near = (torch.from_numpy(exact) @ torch.from_numpy(wide).T).numpy() + head.bias
-        max_norm = np.abs(wide).max(axis=0, initial=0.0)
+        approximate = (torch.from_numpy(exact) @ torch.from_numpy(wide).T).numpy() + head.bias
+        max_weight = np.abs(wide).max(axis=0, initial=0.0)
         error_bound = (
-            (rows.shape[1] + 8) * 2.0**-52 * ((np.abs(exact) * max_norm).sum(axis=1) + np.abs(head.bias).max())[:, None]
+            (rows.shape[1] + 8)
+            * 2.0**-52
+            * ((np.abs(exact) * max_weight).sum(axis=1) + np.abs(head.bias).max())[:, None]
         )
-    largest = near.max(axis=1, keepdims=True)
-    norm = (largest + np.log(np.exp(near - largest).sum(axis=1, keepdims=True)))[:, 0]
-    norm = norm.astype(np.float32).astype(np.float64)  # drops what depends on the order
-    near = place.sharpness * near + place.scaling
-    floor = near.max(axis=1, keepdims=True) - place.depth - 4 * place.sharpness * error_bound
-    row, cluster = np.nonzero((near >= floor) & (near > -np.inf))
+    largest = approximate.max(axis=1, keepdims=True)
+    norm = (largest + np.log(np.exp(approximate - largest).sum(axis=1, keepdims=True)))[:, 0]
+    norm = norm.astype(np.float32).astype(np.float64)  # drops bits that depend on the order
+    approximate = window.sharpness * approximate + window.scaling
+    floor = approximate.max(axis=1, keepdims=True) - window.depth - 4 * window.sharpness * error_bound
+    row, cluster = np.nonzero((approximate >= floor) & (approximate > -np.inf))
     score = exact[row, cluster] if weight is None else _pairs(exact, wide, row, cluster) + head.bias[cluster]
-    score = place.sharpness * score + place.scaling[cluster]
+    score = window.sharpness * score + window.scaling[cluster]
     top = np.full(len(rows), -np.inf)
     np.maximum.at(top, row, score)
-    kept = score >= top[row] - place.depth
+    kept = score >= top[row] - window.depth
     row, cluster = row[kept], cluster[kept]
     return np.bincount(row, minlength=len(rows)), cluster.astype(np.int32), score[kept] - top[row], top, norm
 
@@ -53,7 +55,7 @@ def _some(rows: NDArray[np.float32], head: Classifier, place: CandidateWindow) -
 def _pairs(
     rows: NDArray[np.float64], weight: NDArray[np.float64], row: NDArray[np.intp], cluster: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Inner products pair by pair, each in an order that is its own."""
+    """Inner products pair by pair, each in a fixed order."""
     parts = [
         (rows[row[start : start + _PAIRS]] * weight[cluster[start : start + _PAIRS]]).sum(axis=1)
         for start in range(0, max(len(row), 1), _PAIRS)
@@ -62,7 +64,7 @@ def _pairs(
 
 
 def plan(found: Candidates, shift: NDArray[np.float64], negligible: float, value_scale: float) -> Plan:
-    """See `sinkhorn_kernel.plan`."""
+    """See `native.plan`."""
     row = np.repeat(np.arange(len(found.top)), np.diff(found.first))
     score = found.score + shift[found.cluster]
     largest = _by_row(np.maximum, score, found.first)
@@ -76,13 +78,13 @@ def plan(found: Candidates, shift: NDArray[np.float64], negligible: float, value
 
 
 def marginals(found: Plan, num_clusters: int, scale: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """See `sinkhorn_kernel.marginals`."""
+    """See `native.marginals`."""
     slopes = found.share * (1 - found.share)
     return _sum(found.cluster, found.share * scale, num_clusters), _sum(found.cluster, slopes * scale, num_clusters)
 
 
 def product(found: Plan, vector: NDArray[np.float64], scale: float) -> NDArray[np.int64]:
-    """See `sinkhorn_kernel.product`."""
+    """See `native.product`."""
     along = vector[found.cluster]
     mean = np.repeat(_by_row(np.add, found.share * along, found.first), np.diff(found.first))
     return _sum(found.cluster, found.share * (along - mean) * scale, len(vector))

@@ -1,4 +1,4 @@
-"""Labels of exact sizes: rows move, by the cheapest chains of moves, out of clusters that are too large."""
+"""Labels of exact sizes: rows leave clusters that are too large by the cheapest chains of moves."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Choices(NamedTuple):
 
 
 class _Moves(NamedTuple):
-    """The cheapest move between each two clusters that have one. source, prepared, row: (M,). loss: (M,) >= 0."""
+    """The cheapest move between each two clusters that have one. source, destination, row: (M,). loss: (M,) >= 0."""
 
     source: NDArray[np.intp]
-    prepared: NDArray[np.intp]
+    destination: NDArray[np.intp]
     row: NDArray[np.intp]
     loss: NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def whole_sizes(prior: NDArray[np.float64], num_rows: int) -> NDArray[np.int64]:
     return sizes
 
 
-def quantized(choices: Choices, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
+def round_to_sizes(choices: Choices, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
     """Labels (N,), -1 for rows that found no way to a cluster with room among their choices.
 
     A transport problem by successive shortest paths (Busacker and Gowen 1960) from the best choice of every row, which
@@ -60,29 +60,31 @@ def quantized(choices: Choices, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
 def _moves(choices: Choices, labels: NDArray[np.int32], num_clusters: int) -> _Moves:
     current = np.where(choices.clusters == labels[:, None], choices.scores, -np.inf).max(axis=1)
     row, place = np.nonzero((choices.clusters >= 0) & (choices.clusters != labels[:, None]))
-    source, prepared = labels[row].astype(np.intp), choices.clusters[row, place].astype(np.intp)
+    source, destination = labels[row].astype(np.intp), choices.clusters[row, place].astype(np.intp)
     loss = np.maximum(current[row] - choices.scores[row, place], 0)
-    order = np.lexsort((row, loss, source * num_clusters + prepared))
-    key = (source * num_clusters + prepared)[order]
+    order = np.lexsort((row, loss, source * num_clusters + destination))
+    key = (source * num_clusters + destination)[order]
     order = order[np.flatnonzero(np.diff(key, prepend=-1))]
-    return _Moves(source[order], prepared[order], row[order], loss[order])
+    return _Moves(source[order], destination[order], row[order], loss[order])
 
 
 def _push(moves: _Moves, labels: NDArray[np.int32], excess: NDArray[np.int64]) -> int:
     """Move rows along the shortest paths from clusters too large to clusters too small, in place; how many paths."""
     num_clusters = len(excess)
     shape = (num_clusters, num_clusters)
-    graph = csr_array((moves.loss + _TINY, (moves.source, moves.prepared)), shape=shape)
-    found = dict(zip(zip(moves.source.tolist(), moves.prepared.tolist(), strict=True), moves.row.tolist(), strict=True))
+    graph = csr_array((moves.loss + _TINY, (moves.source, moves.destination)), shape=shape)
+    found = dict(
+        zip(zip(moves.source.tolist(), moves.destination.tolist(), strict=True), moves.row.tolist(), strict=True)
+    )
     sources = np.flatnonzero(excess > 0)
-    distance, before, _ = dijkstra(graph, indices=sources, min_only=True, return_predecessors=True)
-    upper_bounds = np.flatnonzero((excess < 0) & np.isfinite(distance))
+    distance, predecessor, _ = dijkstra(graph, indices=sources, min_only=True, return_predecessors=True)
+    ends = np.flatnonzero((excess < 0) & np.isfinite(distance))
     taken: set[int] = set()
     pushed = 0
-    for end in upper_bounds[np.argsort(distance[upper_bounds], kind="stable")].tolist():
+    for end in ends[np.argsort(distance[ends], kind="stable")].tolist():
         path = [end]
-        while before[path[-1]] >= 0:
-            path.append(int(before[path[-1]]))
+        while predecessor[path[-1]] >= 0:
+            path.append(int(predecessor[path[-1]]))
         rows = [found[pair] for pair in zip(path[1:], path[:-1], strict=True)]
         if excess[path[-1]] <= 0 or taken.intersection(rows):
             continue

@@ -1,8 +1,8 @@
 /* The passes over the rows behind sinkhorn: which clusters matter to a row, and what their scalings make of it.
 
    Every logit is one chain of fused multiply-adds over the features, in their order. So it does not depend on which rows
-   are computed together, nor on the width of the vectors. Sums over rows are whole numbers. Hence every result is the same
-   to the bit for any blocks of rows in any order. */
+   are computed together, nor on the width of the vectors. Sums over rows are integers. Hence results are bitwise
+   identical for any blocks of rows in any order. */
 
 #include <math.h>
 #include <stdint.h>
@@ -107,9 +107,9 @@ AVX2 INLINE void multiply_avx2(const float *x, int64_t stride, const float *pane
 }
 #endif
 
-/* e^x for x <= 0 by adds, multiplications and shifts: every compiler makes the same bits of it. */
+/* e^x for x <= 0 by adds, multiplications and shifts: bitwise identical with every compiler. */
 INLINE double exponential(double x) {
-    const double magic = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to a whole number, found in the low bits */
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to an integer, found in the low bits */
     x = x < -700 ? -700 : x;
     double shifted = x * 1.4426950408889634 + magic, whole = shifted - magic;
     double r = (x - whole * 0.693147180369123816490) - whole * 1.90821492927058770002e-10;
@@ -244,7 +244,7 @@ AVX2 INLINE int64_t keep_avx2(const double *scores, int64_t number, double best,
 
 /* ------------------------------------------------------------------------------------------------- what is made of them */
 
-/* Adding 1.5 * 2^52 rounds to a whole number, whose low bits are then those of the float. */
+/* Adding 1.5 * 2^52 rounds to an integer, whose low bits are then those of the float. */
 #define MAGIC 6755399441055744.0
 
 INLINE int64_t rounded(double value) {

@@ -1,4 +1,4 @@
-"""The nouns of Sinkhorn's passes over rows: a head made ready, a scaling, the clusters that matter to rows there."""
+"""Data types of Sinkhorn's passes: packed classifiers, candidate windows, candidates and plans in row-sparse form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Classifier(NamedTuple):
 
 
 class CandidateWindow(NamedTuple):
-    """Where candidates are taken: within `depth` of the best score, sharpness * logit + scaling (K,), of their row."""
+    """The range of candidates: within `depth` of the best score, sharpness * logit + scaling (K,), of their row."""
 
     sharpness: float
     scaling: NDArray[np.float64]
@@ -32,7 +32,7 @@ class CandidateWindow(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Clusters that matter to n rows: those of row i lie at first[i] to first[i + 1], in ascending order.
+    """Candidate clusters of n rows: those of row i are at first[i] to first[i + 1], in ascending order.
 
     first: (n + 1,) int64. cluster: int32. score: float64, below the best of its row. top: (n,) float64 that best.
     norm: (n,) float64 logarithm of the sum of e^logit.
@@ -46,7 +46,7 @@ class Candidates(NamedTuple):
 
 
 def pack(weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Classifier:
-    """(K, D) and (K,), made ready once for many rows."""
+    """Pack (K, D) and (K,) once for many rows."""
     num_clusters, dim = weight.shape
     padded = np.zeros((-(-num_clusters // PANEL) * PANEL, dim), np.float32)
     padded[:num_clusters] = weight
