@@ -1,4 +1,4 @@
-"""Load the images of a chunk: read, decode, crop and augment. The pixels do not depend on the machine."""
+"""From a chunk of the plan to pixels: read, decode, crop and vary; the same pixels wherever it is done."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raycluster.data.transforms import View, apply
 from raycluster.seeding import generator
 from raycluster.types import Chunk, ChunkFailed, ImageBlock, UserError
 
-BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough for a short first wait
+BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
 
 
 def rows_within(num_bytes: int, size: int, microbatch: int) -> int:
-    """Rows of size x size RGB pixels that fit into `num_bytes`: whole microbatches, at least one."""
+    """Rows of size x size pixels that fit into so many bytes: whole microbatches, at least one."""
     return max(1, num_bytes // (3 * size**2) // microbatch) * microbatch
 
 
@@ -35,10 +35,10 @@ def load_chunk(
 ) -> Iterator[ImageBlock]:
     """The images of `chunk` in its order, in blocks of at most 4 MiB of pixels, or one microbatch if that has more.
 
-    Each visit is augmented by generator(seed, "augment", epoch, sample, repeat). An image that cannot be read or decoded
-    becomes black, with the reason in `errors`. microbatch: rows; blocks end where microbatches of the stream do, so that
-    these need no concatenation. image_cache: decoded images, with the same pixels. Raises UserError if storage stays
-    unreachable, ChunkFailed for any other exception.
+    microbatch: blocks end where a lane's microbatches of so many rows do, which then need not be put together.
+    Each visit is varied by generator(seed, "augment", epoch, sample, repeat). A picture that is broken or gone becomes
+    black, with the reason in `errors`; what cannot be read for other reasons raises UserError after some attempts, and
+    whatever else goes wrong ChunkFailed. image_cache: pictures that need not be read; the pixels are the same.
     """
     try:
         rows = rows_within(BLOCK_BYTES, view.size, microbatch)
@@ -72,7 +72,7 @@ def _loaded(
         for index, (sample, repeat) in enumerate(part):
             rng = generator(seed, "augment", chunk.epoch, sample, repeat) if view.is_random else None
             try:
-                images[index] = _view_of(next(data), view, rng, settings.max_image_pixels)
+                images[index] = _seen(next(data), view, rng, settings.max_image_pixels)
             except BrokenImage as error:
                 errors[index] = str(error)
         yield ImageBlock(
@@ -80,7 +80,7 @@ def _loaded(
         )
 
 
-def _view_of(content: Pixels, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:
+def _seen(content: Pixels, view: View, rng: np.random.Generator | None, max_pixels: int) -> np.ndarray:
     if isinstance(content, BrokenImage):
         raise content
     return apply(opened(content, max_pixels=max_pixels) if isinstance(content, bytes) else content, view, rng)
