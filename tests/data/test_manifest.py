@@ -148,7 +148,7 @@ def test_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
     assert built(tmp_path / "n").labels is None
 
 
-def test_parquet_mistakes_list_the_columns(tmp_path: Path) -> None:
+def test_parquet_errors_list_the_columns(tmp_path: Path) -> None:
     parquet_of(tmp_path / "a.parquet", text=["x"], number=[1.5])
     with pytest.raises(UserError, match=r"no column that holds encoded images.*text \(string\), number \(double\)"):
         built(tmp_path / "a.parquet")
@@ -196,7 +196,7 @@ def test_webdataset(tmp_path: Path) -> None:
         built(tmp_path, labels="other")
 
 
-def test_tar_mistakes(tmp_path: Path) -> None:
+def test_tar_errors(tmp_path: Path) -> None:
     tar_of(tmp_path / "none.tar", {"a.txt": b"x", "b.seg.png": b"x"})
     with pytest.raises(UserError, match=r"holds no images but members \.seg\.png, \.txt"):
         built(tmp_path / "none.tar")
