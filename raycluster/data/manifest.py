@@ -147,11 +147,13 @@ def build_manifest(settings: DataSettings) -> Manifest:
 
 
 def _window_shards(found: sources.Found, labels: NDArray[np.int32], classes: list[str]) -> int:
-    """See class_order.window_shards; where no labels are known, folders stand for classes."""
+    """See class_order.window_shards. Where no labels are known, folders stand for classes unless they are numbered."""
     if found.is_shuffled:
         return 1
     if not classes and found.folders is not None:
-        labels, _ = encode_labels(pa.array(found.folders, pa.large_string()))
+        labels, names = encode_labels(folder_labels(found.folders, strict=True))
+        if all(name.isdecimal() for name in names):
+            return 1
     return class_order.window_shards(labels, found.shards)
 
 

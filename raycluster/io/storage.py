@@ -1,4 +1,4 @@
-"""Files anywhere: local paths, file://, s3://, gs://, and whatever else pyarrow or fsspec can open.
+"""Files on any file system: local paths, file://, s3://, gs://, and whatever else pyarrow or fsspec can open.
 
 A URI is taken literally (only file:// is percent-decoded). s3:// and gs:// URIs may end with options,
 `s3://bucket/folder?endpoint_override=127.0.0.1:5000&scheme=http`; `join` keeps them. Credentials come from the
@@ -91,13 +91,13 @@ def parent(uri: str) -> str:
 
 
 def without_options(uri: str) -> tuple[str, str]:
-    """`uri` up to its options, and these: ("s3://bucket/key", "region=eu-west-1"), ("/a/path", "")."""
+    """Split `uri` into base and options: ("s3://bucket/key", "region=eu-west-1"), ("/a/path", "")."""
     options = _parse(uri)[2]
     return (uri.removesuffix(f"?{options}"), options) if options else (uri, "")
 
 
 def absolute(uri: str) -> str:
-    """`uri` such that it means the same in every process: a local path is made absolute."""
+    """`uri` with the same meaning in every process: a local path becomes absolute."""
     return uri if _parse(uri)[0] else filesystem(uri)[1]
 
 
@@ -163,7 +163,7 @@ def list_infos(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
 
 
 def delete(uri: str) -> None:
-    """Delete a file, or a folder and all in it; deleting what is not there does nothing."""
+    """Delete a file, or a folder with its content. Does nothing if it does not exist."""
     filesystem_, path = filesystem(uri)
 
     def remove() -> None:

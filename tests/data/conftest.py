@@ -1,4 +1,4 @@
-"""Real pictures, made on the spot, and an object store in this process."""
+"""Real images, made on the spot, and an object store in this process."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def encode() -> Encode:
 
 @pytest.fixture
 def classes(tmp_path: Path, draw: Draw, encode: Encode) -> Path:
-    """A folder with 3 classes of 4 pictures each, and clutter."""
-    folder = tmp_path / "pictures"
+    """A folder with 3 classes of 4 images each, and clutter."""
+    folder = tmp_path / "images"
     for label, name in enumerate(("cat", "dog", "eel")):
         (folder / name).mkdir(parents=True)
         for index, (kind, suffix) in enumerate((("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("JPEG", "JPEG"))):
-            picture = encode(draw(seed=10 * label + index), kind)
-            (folder / name / f"{name}-{index}.{suffix}").write_bytes(picture)
+            image = encode(draw(seed=10 * label + index), kind)
+            (folder / name / f"{name}-{index}.{suffix}").write_bytes(image)
     (folder / "README.md").write_text("clutter")
     (folder / ".hidden.jpg").write_text("clutter")
     return folder
@@ -74,9 +74,9 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    for path in ("/moto-api/reset", "/pictures"):
+    for path in ("/moto-api/reset", "/images"):
         connection = http.client.HTTPConnection(s3_server)
         connection.request("POST" if "reset" in path else "PUT", path)
         assert connection.getresponse().status == 200
         connection.close()
-    return f"s3://pictures?endpoint_override={s3_server}&scheme=http"
+    return f"s3://images?endpoint_override={s3_server}&scheme=http"

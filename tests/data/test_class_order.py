@@ -100,6 +100,9 @@ def test_without_labels_folders_tell_the_classes(tmp_path: Path) -> None:
     uri = parquet_of(tmp_path / "x.parquet", labels, path=paths)
     assert manifest_of(uri, labels="none").window_shards == manifest_of(uri).window_shards > 1
     assert manifest_of(parquet_of(tmp_path / "y.parquet", labels), labels="none").window_shards == 1
+    numbered = [f"{index // 100:05d}/{index}.jpg" for index in range(len(labels))]
+    uri = parquet_of(tmp_path / "z.parquet", np.tile(np.arange(10), 200), path=numbered)
+    assert manifest_of(uri, labels="none").window_shards == 1, "such folders number the parts of a download"
 
 
 def test_an_ordered_tar_file_is_mixed(tmp_path: Path) -> None:

@@ -41,45 +41,45 @@ def chunk_of(samples: list[int], repeats: list[int] | None = None, epoch: int = 
 
 @pytest.fixture
 def everywhere(classes: Path, tmp_path: Path) -> dict[str, Path]:
-    """The same 12 pictures as folder, list, Parquet (two kinds) and tar."""
+    """The same 12 images as folder, list, Parquet (two kinds) and tar."""
     import tarfile
 
     files = sorted(classes.glob("*/*"))
-    (tmp_path / "list.txt").write_text("\n".join(f"pictures/{file.relative_to(classes)}" for file in files))
-    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+    (tmp_path / "list.txt").write_text("\n".join(f"images/{file.relative_to(classes)}" for file in files))
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
         for file in files:
             archive.add(file, str(file.relative_to(classes)))
     names = [str(file.relative_to(classes)) for file in files]
-    pictures = [file.read_bytes() for file in files]
-    pq.write_table(pa.table({"image": pictures, "path": names}), tmp_path / "flat.parquet", row_group_size=5)
-    nested = [{"bytes": picture, "path": name} for picture, name in zip(pictures, names, strict=True)]
+    images = [file.read_bytes() for file in files]
+    pq.write_table(pa.table({"image": images, "path": names}), tmp_path / "flat.parquet", row_group_size=5)
+    nested = [{"bytes": image, "path": name} for image, name in zip(images, names, strict=True)]
     pq.write_table(pa.table({"image": nested}), tmp_path / "nested.parquet", row_group_size=5)
-    places = ("list.txt", "pictures.tar", "flat.parquet", "nested.parquet")
+    places = ("list.txt", "images.tar", "flat.parquet", "nested.parquet")
     return {"folder": classes} | {name: tmp_path / name for name in places}
 
 
-def test_the_same_pictures_come_from_everywhere(everywhere: dict[str, Path], tmp_path: Path) -> None:
+def test_the_same_images_come_from_everywhere(everywhere: dict[str, Path], tmp_path: Path) -> None:
     seen = {}
     for place, uri in everywhere.items():
         settings, manifest_uri = prepared(uri, tmp_path)
         paths = [
-            path.removeprefix("pictures/").removeprefix("pictures.tar/")
+            path.removeprefix("images/").removeprefix("images.tar/")
             for path in build_manifest(settings).paths.to_pylist()
         ]
         samples, images, errors = joined(loaded(chunk_of(list(range(12))), manifest_uri, PLAIN, settings))
         assert (errors == "").all()
         seen[place] = {paths[sample]: image.tobytes() for sample, image in zip(samples, images, strict=True)}
     assert len(seen["folder"]) == 12
-    assert all(pictures == seen["folder"] for pictures in seen.values())
+    assert all(images == seen["folder"] for images in seen.values())
 
 
 @pytest.mark.parametrize(
     ("microbatch", "sizes"), [(1, [5, 5, 2]), (4, [4, 4, 4]), (3, [2, 3, 3, 3, 1]), (8, [8, 4]), (7, [2, 7, 3])]
 )
-def test_blocks_end_where_microbatches_of_the_lane_do(
+def test_blocks_end_where_microbatches_of_the_stream_do(
     everywhere: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microbatch: int, sizes: list[int]
 ) -> None:
-    """A block may have five pictures; the chunk begins at row 40 of its lane."""
+    """A block may have five images; the chunk begins at row 40 of its stream."""
     settings, uri = prepared(everywhere["folder"], tmp_path)
     chunk = chunk_of(list(range(12)))
     whole = joined(loaded(chunk, uri, PLAIN, settings))
@@ -129,7 +129,7 @@ def test_digits_look_like_digits(tmp_path: Path) -> None:
     assert np.abs(images[..., 0] / 255 * 16 - load_digits().images[[5, 17]]).max() < 0.04
 
 
-def test_broken_and_missing_pictures_are_black_and_named(classes: Path, tmp_path: Path) -> None:
+def test_broken_and_missing_images_are_black_and_named(classes: Path, tmp_path: Path) -> None:
     settings, uri = prepared(classes, tmp_path)
     paths = build_manifest(settings).paths.to_pylist()
     whole = (classes / paths[1]).read_bytes()
@@ -148,8 +148,8 @@ def test_broken_and_missing_pictures_are_black_and_named(classes: Path, tmp_path
     assert all("max_image_pixels = 10" in error for error in joined(loaded(chunk_of([5, 6]), uri, PLAIN, huge))[2])
 
 
-@pytest.mark.parametrize("place", ["pictures.tar", "flat.parquet"])
-def test_a_container_that_is_gone_costs_its_pictures(place: str, everywhere: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["images.tar", "flat.parquet"])
+def test_a_container_that_is_gone_costs_its_images(place: str, everywhere: dict[str, Path], tmp_path: Path) -> None:
     settings, uri = prepared(everywhere[place], tmp_path)
     os.unlink(everywhere[place])
     _, images, errors = joined(loaded(chunk_of([0, 5]), uri, PLAIN, settings))
@@ -157,7 +157,7 @@ def test_a_container_that_is_gone_costs_its_pictures(place: str, everywhere: dic
     assert not images.any()
 
 
-def test_an_empty_row_is_a_broken_picture(tmp_path: Path, draw, encode) -> None:
+def test_an_empty_row_is_a_broken_image(tmp_path: Path, draw, encode) -> None:
     pq.write_table(pa.table({"image": pa.array([None, encode(draw())], pa.binary())}), tmp_path / "x.parquet")
     settings, uri = prepared(tmp_path / "x.parquet", tmp_path)
     assert joined(loaded(chunk_of([0, 1]), uri, PLAIN, settings))[2].tolist() == ["the row is empty", ""]
@@ -184,8 +184,8 @@ def test_an_outage_is_raised_after_some_attempts(
 
 
 def test_a_row_group_is_read_once_and_only_as_far_as_needed(tmp_path: Path, monkeypatch, draw, encode) -> None:
-    pictures = [encode(draw(seed=seed)) for seed in range(4)] * 200
-    pq.write_table(pa.table({"image": pictures}), tmp_path / "x.parquet", row_group_size=400)
+    images = [encode(draw(seed=seed)) for seed in range(4)] * 200
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet", row_group_size=400)
     settings, uri = prepared(tmp_path / "x.parquet", tmp_path, shard_size=400)
     groups = []
     group_rows = reader._group_rows

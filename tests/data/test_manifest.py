@@ -36,7 +36,7 @@ def parquet_of(file: Path, row_group_size: int = 1000, /, **columns: object) -> 
     pq.write_table(pa.table(columns), file, row_group_size=row_group_size)
 
 
-def test_shards_of_pictures_are_even() -> None:
+def test_shards_of_images_are_even() -> None:
     assert even_shards(2500, 1000) == [(0, 833), (833, 1666), (1666, 2500)]
     assert even_shards(1000, 1000) == [(0, 1000)]
     assert even_shards(1, 1000) == [(0, 1)]
@@ -83,7 +83,7 @@ def test_folders_name_classes_only_where_they_are_siblings(classes: Path) -> Non
     with pytest.raises(UserError, match="lie in no folders"):
         built(classes / "cat", labels="folder")
     shutil.copy(classes / "cat" / "cat-0.jpg", classes / "flat.jpg")
-    assert built(classes).labels is None, "not every picture lies in a folder"
+    assert built(classes).labels is None, "not every image lies in a folder"
     named = built(classes, labels="folder")
     assert named.labels is not None
     assert named.labels.tolist().count(-1) == 1
@@ -91,14 +91,14 @@ def test_folders_name_classes_only_where_they_are_siblings(classes: Path) -> Non
         built(classes, labels="label")
 
 
-def test_one_picture_is_a_data_set(classes: Path) -> None:
+def test_one_image_is_a_data_set(classes: Path) -> None:
     manifest = built(classes / "cat" / "cat-1.png")
     assert manifest.paths.to_pylist() == ["cat-1.png"]
     assert manifest.entries["container"].to_pylist() == [str(classes / "cat")]
 
 
 def test_a_list_of_paths(classes: Path, tmp_path: Path) -> None:
-    names = ["# comment", "", "pictures/cat/cat-0.jpg", str(classes / "dog" / "dog-1.png"), "s3://b/eel/x.jpg?region=r"]
+    names = ["# comment", "", "images/cat/cat-0.jpg", str(classes / "dog" / "dog-1.png"), "s3://b/eel/x.jpg?region=r"]
     (tmp_path / "list.txt").write_text("\n".join(names))
     manifest = built(tmp_path / "list.txt")
     assert sorted(manifest.paths.to_pylist()) == sorted(names[2:])
@@ -148,7 +148,7 @@ def test_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
     assert built(tmp_path / "n").labels is None
 
 
-def test_parquet_mistakes_list_the_columns(tmp_path: Path) -> None:
+def test_parquet_errors_list_the_columns(tmp_path: Path) -> None:
     parquet_of(tmp_path / "a.parquet", text=["x"], number=[1.5])
     with pytest.raises(UserError, match=r"no column that holds encoded images.*text \(string\), number \(double\)"):
         built(tmp_path / "a.parquet")
@@ -196,7 +196,7 @@ def test_webdataset(tmp_path: Path) -> None:
         built(tmp_path, labels="other")
 
 
-def test_tar_mistakes(tmp_path: Path) -> None:
+def test_tar_errors(tmp_path: Path) -> None:
     tar_of(tmp_path / "none.tar", {"a.txt": b"x", "b.seg.png": b"x"})
     with pytest.raises(UserError, match=r"holds no images but members \.seg\.png, \.txt"):
         built(tmp_path / "none.tar")
@@ -213,7 +213,7 @@ def test_tar_mistakes(tmp_path: Path) -> None:
         built(tmp_path / "packed.tar.gz")
 
 
-def test_what_holds_no_pictures_says_what_it_holds(tmp_path: Path) -> None:
+def test_what_holds_no_images_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing at .*nowhere"):
         built(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no files"):

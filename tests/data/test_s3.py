@@ -48,17 +48,17 @@ def test_objects_are_written_listed_read_and_deleted(bucket: str) -> None:
 
 
 def test_what_is_missing_is_named(bucket: str) -> None:
-    with pytest.raises(UserError, match=r"cannot read s3://pictures/gone\?.*check the spelling of bucket and key"):
+    with pytest.raises(UserError, match=r"cannot read s3://images/gone\?.*check the spelling of bucket and key"):
         storage.read_bytes(storage.join(bucket, "gone"))
     with pytest.raises(UserError, match=r"s3://nowhere.*check the spelling"):
-        storage.list_files(bucket.replace("pictures", "nowhere"))
+        storage.list_files(bucket.replace("images", "nowhere"))
     with pytest.raises(UserError, match=r"cannot write s3://nowhere/x.*check the spelling of bucket"):
-        storage.write_bytes(storage.join(bucket.replace("pictures", "nowhere"), "x"), b"x")
-    with pytest.raises(UserError, match=r"data\.uri = s3://pictures/gone.*nothing at"):
+        storage.write_bytes(storage.join(bucket.replace("images", "nowhere"), "x"), b"x")
+    with pytest.raises(UserError, match=r"data\.uri = s3://images/gone.*nothing at"):
         build_manifest(DataSettings(uri=storage.join(bucket, "gone")))
 
 
-def test_pictures_come_from_the_store_as_from_disk(bucket: str, classes: Path, tmp_path: Path) -> None:
+def test_images_come_from_the_store_as_from_disk(bucket: str, classes: Path, tmp_path: Path) -> None:
     files = sorted(classes.glob("*/*"))
     names = [str(file.relative_to(classes)) for file in files]
     for file, name in zip(files, names, strict=True):
@@ -88,7 +88,7 @@ def test_pictures_come_from_the_store_as_from_disk(bucket: str, classes: Path, t
     assert build_manifest(DataSettings(uri=storage.join(bucket, "out"))).classes == ["cat", "dog", "eel"]
 
 
-def test_an_object_that_is_gone_is_a_broken_picture(bucket: str, classes: Path) -> None:
+def test_an_object_that_is_gone_is_a_broken_image(bucket: str, classes: Path) -> None:
     uri = storage.join(bucket, "folder")
     for file in (classes / "cat").iterdir():
         storage.write_bytes(storage.join(uri, file.name), file.read_bytes())

@@ -105,7 +105,7 @@ def _files(uri: str) -> tuple[str, list[File], list[tuple[str, str]]]:
         return root, [File(info.base_name, root)], []
     paths, others = _list(root)
     files = [File(path, storage.join(root, path)) for path in paths if pattern.fullmatch(path)]
-    return root, files, [(kind, path) for kind, path in others if pattern.fullmatch(path) and _matters(kind, path)]
+    return root, files, [(kind, path) for kind, path in others if _matters(kind, path, pattern)]
 
 
 def _list(root: str) -> tuple[list[str], list[tuple[str, str]]]:
@@ -116,8 +116,11 @@ def _list(root: str) -> tuple[list[str], list[tuple[str, str]]]:
     return [path for path in paths if not any(map(hidden, path.split("/")))], []
 
 
-def _matters(kind: str, path: str) -> bool:
-    return kind in (FOLDER_WITHOUT_ACCESS, NAME_NOT_TEXT) or extension(path) in _READ
+def _matters(kind: str, path: str, pattern: re.Pattern[str]) -> bool:
+    """Whether the user would expect this to be read."""
+    if kind == FOLDER_WITHOUT_ACCESS:
+        return True
+    return bool(pattern.fullmatch(path)) and (kind == NAME_NOT_TEXT or extension(path) in _READ)
 
 
 def _nothing_clear(uri: str, files: list[File], present: list[str], unread: UnreadFiles) -> str:
