@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -45,7 +44,7 @@ class ConsoleReporter:
             self._close_bar()
             self._set_round(event.record["round"] + 1)
             print(round_line(event.record), flush=True)
-            for warning in warnings(event.record, self.config.method.heads()):
+            for warning in warnings(event.record):
                 print(f"  warning: {warning}", flush=True)
             self._tensorboard.write(event.record)
         elif isinstance(event, (FailureEvent, StatusNote)):
@@ -119,25 +118,26 @@ def round_line(record: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def warnings(record: dict[str, Any], configured: Sequence[int]) -> list[str]:
-    """Signs of collapse in the record of a round, with what to try.
+def warnings(record: dict[str, Any]) -> list[str]:
+    """Signs of collapse, with what to try."""
+    found = _size_warnings(record) if "num_clusters" in record else []
+    if record["round"] >= 3 and record["loss_over_chance"] > 0.98:
+        found.append("the loss stays at chance: the labels are not being learned; try a higher lr or longer rounds")
+    if record["round"] >= 3 and record["loss_over_chance"] < 0.02:
+        found.append("the loss is near zero: the labels are trivial; try more clusters or stronger augmentation")
+    return found
 
-    configured: clusters per head, for records without `num_clusters`; a method may change it between rounds.
-    """
-    found, recorded = [], record.get("num_clusters", configured)
-    num_clusters = recorded if isinstance(recorded, int) else recorded[0]
+
+def _size_warnings(record: dict[str, Any]) -> list[str]:
+    num_clusters, found = record["num_clusters"], []
     if record["largest_share"] > max(0.5, 10 / num_clusters):
         found.append(
             f"one cluster holds {record['largest_share']:.0%} of the images; try a lower lr or more augmentation"
         )
     if record["empty_clusters"] > 0.1 * num_clusters:
-        found.append(f"{record['empty_clusters']:.0f} of {num_clusters} clusters are empty; try fewer clusters")
+        found.append(f"{record['empty_clusters']:.0f} of {num_clusters:.0f} clusters are empty; try fewer clusters")
     if record["size_entropy"] < 0.5:
         found.append(f"cluster sizes are very uneven (entropy {record['size_entropy']:.2f} of 1); try fewer clusters")
-    if record["round"] >= 3 and record["loss_over_chance"] > 0.98:
-        found.append("the loss stays at chance: the labels are not being learned; try a higher lr or longer rounds")
-    if record["round"] >= 3 and record["loss_over_chance"] < 0.02:
-        found.append("the loss is near zero: the labels are trivial; try more clusters or stronger augmentation")
     return found
 
 
