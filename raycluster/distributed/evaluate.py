@@ -99,6 +99,6 @@ def _same_content(one: Manifest, samples: NDArray[np.int64], other: Manifest, ot
             )
             if not any(isinstance(content, BrokenImage) for content in pair)
         ]
-    except UserError:  # the images of the run are gone
+    except UserError:  # the images of the run cannot be read
         return False
     return bool(pairs) and all(first == second for first, second in pairs)

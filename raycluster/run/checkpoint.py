@@ -113,8 +113,8 @@ def _read(uri: str, device: torch.device) -> dict[str, Any] | None:
 class AsyncCheckpointer:
     """Writes checkpoints in a background thread, one at a time, while training continues.
 
-    An error there is raised by the next call of any method. begun_at: time.monotonic() when the last one was begun, or
-    this object created. seconds: duration of the last write.
+    An error there is raised by the next call of any method. begun_at: time.monotonic() when the last write started, or
+    this object was created. seconds: duration of the last write.
     """
 
     def __init__(self, run_dir: str, *, keep: int) -> None:
