@@ -1,4 +1,4 @@
-"""Users' mistakes come out of Ray as they went in."""
+"""UserError and ChunkFailed, unwrapped from the exceptions of Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raycluster.types import ChunkFailed, UserError
 
 
 def find_own_error(error: BaseException | None) -> UserError | ChunkFailed | None:
-    """The error of ours that `error` wraps, however deep Ray has packed it."""
+    """The UserError or ChunkFailed that `error` wraps, at any depth; None if there is none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -27,7 +27,7 @@ def find_own_error(error: BaseException | None) -> UserError | ChunkFailed | Non
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raise the UserError or ChunkFailed inside Ray's exceptions instead of them."""
+    """Re-raise the UserError or ChunkFailed inside an exception of Ray."""
     try:
         yield
     except Exception as error:

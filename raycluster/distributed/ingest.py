@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ray.data import DataContext
 
 from raycluster.distributed.errors import user_errors
+from raycluster.distributed.ray_internals import unlimited_read_ahead
 from raycluster.io.retry import retry_context
 from raycluster.types import Chunk, ImageBlock, Loader
 
@@ -50,8 +51,7 @@ def quiet_context(cpus: float | None = None) -> DataContext:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # In order, a task delivers only after those before it; with Ray's limit of two pending blocks it would idle.
-    context._max_num_blocks_in_streaming_gen_buffer = None  # type: ignore[assignment]
+    unlimited_read_ahead(context)
     context.op_resource_reservation_enabled = False  # with one operator, its reserved share would leave a core idle
     if cpus is not None:
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=cpus)

@@ -1,4 +1,4 @@
-"""Joining the cluster that is there, or starting one on this machine; and being asked to stop."""
+"""A Ray session: the running cluster or one of this machine; and requests to stop the run."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ from typing import Any
 
 import ray
 
+from raycluster.distributed.ray_internals import temp_dir_option
+
 TRAIN_SLOT = "train_slot"  # requested by training workers only: elastic scheduling live-locks on a shared resource
 
-_READERS = ("StreamingExecutor", "iter_threaded", "ray-data")
-_READERS_SECONDS = 10.0
+_DATA_THREADS = ("StreamingExecutor", "iter_threaded", "ray-data")
+_DATA_THREADS_SECONDS = 10.0
 
 _stop_requested = False
 _stop_reason = ""
 
 
 def stop_requested() -> bool:
-    """Whether this process was sent SIGINT or SIGTERM, or has another reason to stop."""
+    """Whether this process received SIGINT or SIGTERM, or `request_stop` was called."""
     return _stop_requested
 
 
 def request_stop(reason: str) -> None:
-    """Ask the run of this process to save and stop. reason: why, for its user."""
+    """Ask the run of this process to save and stop. reason: shown to the user as an error, "" for none."""
     global _stop_requested, _stop_reason
     _stop_requested, _stop_reason = True, reason
 
 
 def stop_reason() -> str:
-    """What `request_stop` was told, "" if nobody called it."""
+    """The reason given to `request_stop`, "" if there is none."""
     return _stop_reason
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the run to save and stop; the second interrupts it where it is."""
+    """The first Ctrl-C or SIGTERM asks the run to save and stop; the second interrupts it at once."""
     global _stop_requested, _stop_reason
     _stop_requested, _stop_reason = False, ""
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
@@ -55,9 +57,8 @@ def stop_on_signals() -> Iterator[None]:
         if _stop_requested:
             raise KeyboardInterrupt
         _stop_requested = True
-        os.write(
-            2, b"\nstopping as soon as all is saved (once more: at once)\n"
-        )  # print may be in the middle of a line
+        # Not print, which the signal may have interrupted.
+        os.write(2, b"\nsaving a checkpoint, then stopping (again: stop at once)\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -71,44 +72,43 @@ def stop_on_signals() -> Iterator[None]:
 def ray_session(*, train_slots: int = 0, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """A Ray cluster: the running one if this process already has one or RAY_ADDRESS names one, else one of its own.
 
-    train_slots, num_cpus: what a cluster of its own has of training workers and processors; None for all processors.
-    dashboard: whether it has one.
+    train_slots, num_cpus, dashboard: of a cluster of its own; num_cpus None for all CPUs of this machine.
     """
     if ray.is_initialized():
         yield
         return
-    # Ray's own logs stay in Ray's log files: what concerns the user reaches the job as events and errors.
+    # Ray's logs stay in its log files: what the user needs reaches the job as events and errors.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        own = {} if os.environ.get("RAY_ADDRESS") else _own(folder, train_slots, num_cpus, dashboard)
+        own = {} if os.environ.get("RAY_ADDRESS") else _own_cluster(folder, train_slots, num_cpus, dashboard)
         ray.init(**quiet, **own)
         try:
             yield
         finally:
-            _let_readers_end()
+            _join_data_threads()
             ray.shutdown()
 
 
-def _let_readers_end() -> None:
-    """Wait for the threads of Ray Data: one that is inside a call while Ray goes would end this process, exit code 1.
+def _join_data_threads() -> None:
+    """Wait for the threads of Ray Data: one that calls Ray during its shutdown ends this process with exit code 1.
 
-    They end soon after whoever read from them stopped in the middle.
+    They end soon after their reader stopped, also in the middle of a dataset.
     """
-    until = time.monotonic() + _READERS_SECONDS
+    until = time.monotonic() + _DATA_THREADS_SECONDS
     for thread in threading.enumerate():
-        if thread.name.startswith(_READERS):
+        if thread.name.startswith(_DATA_THREADS):
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _own(folder: str, train_slots: int, num_cpus: int | None, dashboard: bool) -> dict[str, Any]:
+def _own_cluster(folder: str, train_slots: int, num_cpus: int | None, dashboard: bool) -> dict[str, Any]:
     print("starting Ray on this machine", file=sys.stderr, flush=True)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # On a machine of one's own nothing else waits for the processors; at Ray's default niceness decoding would starve.
+    # On the user's own machine no other Ray job needs the CPUs; at Ray's default niceness decoding would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
     return {
         "address": "local",
         "num_cpus": num_cpus,
         "resources": {TRAIN_SLOT: max(1, train_slots)},
         "include_dashboard": dashboard,
-        "_temp_dir": folder,
+        **temp_dir_option(folder),
     }

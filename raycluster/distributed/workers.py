@@ -1,4 +1,4 @@
-"""The elastic workers: Ray Data streams to them, the actor pool keeps their features, torch adds their sums."""
+"""The elastic workers: Ray Data streams images, an actor pool stores features, torch.distributed adds and gathers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raycluster.distributed.control.channel import SECONDS_BETWEEN_LOOKS, WorkerClient
+from raycluster.distributed.control.channel import POLL_SECONDS, WorkerClient
 from raycluster.distributed.features.feature_pool import FeaturePoolClient
 from raycluster.distributed.ingest import stream
 from raycluster.distributed.session import stop_requested
@@ -22,35 +22,19 @@ from raycluster.features.matrix import device
 from raycluster.runtime.workers import PendingChange
 from raycluster.types import Block, Chunk, Features, ImageBlock, Loader
 
-SECONDS_WITHOUT_DEADLINE = 120.0  # after a notice that names none; Ray Train waits as long
+SECONDS_WITHOUT_DEADLINE = 120.0  # after a preemption notice without a deadline; Ray Train waits as long
+CONTROL_TIMEOUT = timedelta(days=7)
 
 T = TypeVar("T")
 
 
-class RayWorkers:
-    """One of `size` processes that share the work, as `raycluster.workers.Workers`.
+class ProcessGroup:
+    """`runtime.workers.Collectives` over torch.distributed; with size > 1 its default group must exist."""
 
-    With size > 1 torch's process group must exist, as it does inside Ray Train.
-    """
-
-    decode_cpus = 0  # that decoding may ask an autoscaler for, all workers together; at least those that are there
-
-    def __init__(
-        self,
-        pool: FeaturePoolClient,
-        *,
-        rank: int = 0,
-        size: int = 1,
-        worker_client: WorkerClient | None = None,
-        retry_seconds: float = 0.0,
-    ) -> None:
-        self.rank, self.size = rank, size
-        self.stopping = worker_client.stopping if worker_client else stop_requested
-        self.device = device()
-        self._noticed_at: float | None = None
-        self._pool, self._client, self._retry_seconds = pool, worker_client, retry_seconds
-        # Waits for slow phases on one worker (k-means) pass through this group; the default one would time out.
-        self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if self.size > 1 else None
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.device = rank, size, device()
+        # Waits for slow phases on one worker (k-means) use this group; the default one would time out.
+        self._control: Any = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if size > 1 else None
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         return items[self.rank :: self.size]
@@ -86,10 +70,33 @@ class RayWorkers:
             return network
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.size > 1:
+            dist.barrier(group=self._control)
+
+
+class RayDataStream:
+    """`runtime.workers.DataStream` on Ray Data.
+
+    num_workers: streams that share the CPUs of the cluster. decode_cpus: CPUs that an autoscaler may be asked for, for
+    all workers together; at least those of the cluster are used. retry_seconds: while storage is unreachable.
+    """
+
+    def __init__(self, *, num_workers: int = 1, decode_cpus: int = 0, retry_seconds: float = 0.0) -> None:
+        self._num_workers, self._decode_cpus, self._retry_seconds = num_workers, decode_cpus, retry_seconds
+
     def stream(self, chunks: Sequence[Chunk], load: Loader) -> Iterator[ImageBlock]:
-        # Without a limit Ray Data would ask an autoscaler for ever more, and one that cannot bring all brings nothing.
-        cpus = max(ray.cluster_resources().get("CPU", 1.0), self.decode_cpus) / self.size
+        # Without a limit Ray Data requests ever more CPUs, and an infeasible request brings none.
+        cpus = max(ray.cluster_resources().get("CPU", 1.0), self._decode_cpus) / self._num_workers
         return stream(chunks, load, cpus=cpus, retry_seconds=self._retry_seconds)
+
+
+class PoolFeatureStore:
+    """`runtime.workers.FeatureStore` on a pool of actors, which the job may replace."""
+
+    def __init__(self, pool: FeaturePoolClient, group: ProcessGroup, client: WorkerClient | None) -> None:
+        self._pool, self._group, self._client = pool, group, client
 
     def put(self, version: str, shard: int, block: Block) -> None:
         self._pool.put(version, shard, block)
@@ -97,15 +104,25 @@ class RayWorkers:
     def missing(self, version: str, shards: Sequence[int]) -> list[int]:
         self._pool.flush()
         if self._client is not None:
-            number = self.run_on_rank_zero(self._client.newest_pool)
+            number = self._group.run_on_rank_zero(self._client.newest_pool)
             if number:
                 self._pool.actors = self._client.pool(number)
-        if self._control is not None:
-            dist.barrier(group=self._control)
-        return self.run_on_rank_zero(self._pool.missing, version, shards)
+        self._group.barrier()
+        return self._group.run_on_rank_zero(self._pool.missing, version, shards)
 
     def features(self, version: str) -> Features:
         return self._pool.features(version)
+
+
+class RayLifecycle:
+    """`runtime.workers.Lifecycle`: the job's requests and Ray's preemption notices; without a client, signals only."""
+
+    def __init__(self, group: ProcessGroup, client: WorkerClient | None) -> None:
+        self._group, self._client = group, client
+        self._noticed_at: float | None = None
+
+    def stopping(self) -> bool:
+        return self._client.stopping() if self._client else stop_requested()
 
     def pending_change(self) -> PendingChange:
         if self._client is None:
@@ -113,15 +130,15 @@ class RayWorkers:
         notice = ray.train.get_preemption_info()
         if notice is None:
             self._noticed_at = None
-            return PendingChange(None, self.rank == 0 and self._client.resize_wanted())
+            return PendingChange(None, self._group.rank == 0 and self._client.resize_wanted())
         self._noticed_at = self._noticed_at or time.time()
         deadline = notice.deadline_ms / 1000 if notice.deadline_ms else self._noticed_at + SECONDS_WITHOUT_DEADLINE
         return PendingChange(max(0.0, deadline - time.time()))
 
     def wait_for_restart(self, seconds: float) -> None:
-        self.run_on_rank_zero(self._wait_until_restarted, seconds)
+        self._group.run_on_rank_zero(self._wait_for_restart, seconds)
 
-    def _wait_until_restarted(self, seconds: float) -> None:
+    def _wait_for_restart(self, seconds: float) -> None:
         assert self._client is not None
         proposed = self._client.resize_wanted()
         self._client.allow_restart(True)
@@ -129,13 +146,41 @@ class RayWorkers:
         while not self.stopping() and not (proposed and not self._client.resize_wanted()):
             if time.monotonic() > until and self._client.allow_restart(False):
                 return
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
         self._client.allow_restart(False)
+
+
+class RayWorkers:
+    """One of `size` processes that share a run, as `runtime.workers.Workers`: the four parts above.
+
+    worker_client: of the control channel; None in the job's own process. decode_cpus, retry_seconds: of RayDataStream.
+    """
+
+    def __init__(
+        self,
+        pool: FeaturePoolClient,
+        *,
+        rank: int = 0,
+        size: int = 1,
+        worker_client: WorkerClient | None = None,
+        decode_cpus: int = 0,
+        retry_seconds: float = 0.0,
+    ) -> None:
+        group = ProcessGroup(rank, size)
+        store = PoolFeatureStore(pool, group, worker_client)
+        lifecycle = RayLifecycle(group, worker_client)
+        self.device, self.shard, self.wrap_ddp = group.device, group.shard, group.wrap_ddp
+        self.all_reduce, self.all_gather = group.all_reduce, group.all_gather
+        self.run_on_rank_zero = group.run_on_rank_zero
+        self.stream = RayDataStream(num_workers=size, decode_cpus=decode_cpus, retry_seconds=retry_seconds).stream
+        self.put, self.missing, self.features = store.put, store.missing, store.features
+        self.stopping, self.pending_change = lifecycle.stopping, lifecycle.pending_change
+        self.wait_for_restart = lifecycle.wait_for_restart
 
 
 def _portable(error: Exception) -> Exception:
     try:
         pickle.dumps(error)
-    except Exception:
+    except Exception:  # whatever an exception holds may refuse to be pickled
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -58,9 +58,7 @@ def test_more_losses_than_forgiven_end_with_a_sentence(ray_cluster: None, tiny: 
         kill(status.processes["train"][0], signal.SIGKILL)
 
     threading.Thread(target=kill_the_worker, daemon=True).start()
-    with pytest.raises(
-        UserError, match=r"lost more than run\.max_failures = 0 times, the last time \(number 0: .*same"
-    ):
+    with pytest.raises(UserError, match=r"lost more than run\.max_failures = 0 times, the last time \(rank 0: .*same"):
         fit(config)
     status = _status(tmp_path)
     assert status.phase == "failed" and "max_failures" in status.note

@@ -1,4 +1,4 @@
-"""What the watchdog says of a run that does not move: by hand, without a cluster."""
+"""Diagnoses of runs without progress, from observations written by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READING = RunObservation(
     ("observation", "says"),
     [
         (replace(WAITING, seconds=30), []),
-        (WAITING, ["wants at least 2 train_slot, the cluster has 0", "--resources='{\"train_slot\": 1}'"]),
+        (WAITING, ["needs at least 2 train_slot, the cluster has 0", "--resources='{\"train_slot\": 1}'"]),
         (replace(WAITING, slot="GPU"), ["at least 2 GPU", "start nodes with GPUs"]),
         (replace(WAITING, total={"train_slot": 3.0}), ["waiting for Ray to start"]),
         (
@@ -26,14 +26,14 @@ READING = RunObservation(
             ["of the 3 train_slot of the cluster only 0 are free", "end the other actors"],
         ),
         (replace(WAITING, total={"train_slot": 3.0}, free={"train_slot": 2.0}), ["waiting for Ray to start"]),
-        (READING, ["no image has come for 3 min", "none of the 4 CPU", "end the other actors and jobs"]),
+        (READING, ["no image has been read for 3 min", "none of the 4 CPUs", "end the other actors and jobs"]),
         (replace(READING, seconds=60), []),
         (replace(READING, phase="clustering", seconds=5000), []),
         (replace(READING, free={"CPU": 2.0}), []),
-        (replace(READING, free={"CPU": 2.0}, seconds=700), ["nothing has happened for 12 min while extracting"]),
+        (replace(READING, free={"CPU": 2.0}, seconds=700), ["no progress for 12 min while extracting"]),
     ],
 )
-def test_what_is_wrong_and_what_to_do(observation: RunObservation, says: list[str]) -> None:
+def test_causes_and_remedies(observation: RunObservation, says: list[str]) -> None:
     found = diagnose(observation)
     assert bool(found) == bool(says)
     for part in says:

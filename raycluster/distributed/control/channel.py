@@ -1,4 +1,4 @@
-"""The line between a job and its training workers: what happens comes out, wishes and the pool of actors go in.
+"""The control channel between a job and its training workers: events flow out; stop, resize and pool requests flow in.
 
 The actor imports this module, so it must not import torch: that would cost every run 5 seconds and a gigabyte.
 """
@@ -16,25 +16,26 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycluster.events import Event, Progress
 
-SECONDS_BETWEEN_LOOKS = 0.3
+POLL_SECONDS = 0.3
 
 
 class ControlChannel:
-    """Keeps events until the job hears them, and wishes until the workers ask; one actor on the job's machine."""
+    """Queues events for the job and requests for the workers; one actor on the job's node."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._stopping = self._proposed = self._restart_allowed = self._taken = False
+        self._stopping = False
+        self._resize_proposed = self._restart_allowed = self._restarting = False
         self._pools: list[bytes] = []
-        self._in_use = False  # the pool: somebody fills it, or works with what it holds
+        self._pool_in_use = False  # workers fill the newest pool, or cluster its features
 
     def publish(self, event: Event) -> None:
         self._events.append(event)
         if isinstance(event, Progress) and event.phase == "training":
-            self._in_use = False
+            self._pool_in_use = False
 
     def drain(self, stop: bool) -> tuple[list[Event], int]:
-        """What happened since the last call, and how many crews are known. stop: the job was asked to stop."""
+        """The events since the last call, and the number of pools. stop: whether the job was asked to stop."""
         self._stopping = stop
         events, self._events = self._events, []
         return events, len(self._pools)
@@ -43,29 +44,30 @@ class ControlChannel:
         return self._stopping
 
     def propose(self, size: int) -> bool:
-        """Ray wants to start `size` workers instead of those there are; whether these are ready for it."""
-        self._proposed = True
-        self._taken |= self._restart_allowed
+        """The scaling policy wants to restart the group with `size` workers; returns whether the workers allow it."""
+        self._resize_proposed = True
+        self._restarting |= self._restart_allowed
         return self._restart_allowed
 
     def withdraw(self) -> None:
-        """Ray no longer wants to."""
-        self._proposed = self._restart_allowed = self._taken = False
+        """The scaling policy no longer wants to resize."""
+        self._resize_proposed = self._restart_allowed = self._restarting = False
 
     def proposed(self) -> bool:
-        return self._proposed
+        return self._resize_proposed
 
     def allow_restart(self, ready: bool) -> bool:
-        """Whether it could be said: leave that Ray has taken cannot be taken back, the workers are about to end."""
-        self._restart_allowed = ready or self._taken
+        """Allow a restart, or revoke it; returns whether that succeeded: a restart that has begun is not revoked."""
+        self._restart_allowed = ready or self._restarting
         return self._restart_allowed == ready
 
     def set_pool(self, actors: bytes, unless_in_use: bool = False) -> bool:
-        """From now on these are the pool of features; pickled, for handles import their classes, and these torch.
+        """Make these actors the newest feature pool; returns whether it was done.
 
-        unless_in_use: not while workers fill the pool they asked for, or work with what it holds. Returns whether.
+        actors: pickled, since unpickling handles imports their classes, and these torch. unless_in_use: not while
+        workers fill the pool they asked for, or cluster its features.
         """
-        if unless_in_use and self._in_use:
+        if unless_in_use and self._pool_in_use:
             return False
         self._pools.append(actors)
         return True
@@ -74,13 +76,13 @@ class ControlChannel:
         return self._pools[number - 1]
 
     def newest_pool(self) -> int:
-        """The number of the pool that whoever asks will use, until they train again."""
-        self._in_use = True
+        """The number of the newest pool, which is in use from now on until the workers train again."""
+        self._pool_in_use = True
         return len(self._pools)
 
 
 def open_channel() -> ActorHandle:
-    """A line owned by the caller, on the caller's node."""
+    """A channel owned by the caller, on the caller's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(ControlChannel)
     actor: ActorHandle = remote.options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()
@@ -88,33 +90,33 @@ def open_channel() -> ActorHandle:
 
 
 class WorkerClient:
-    """A worker's end of the line."""
+    """A worker's side of the channel."""
 
     def __init__(self, channel: ActorHandle) -> None:
         self._channel = channel
-        self._last, self._phase = 0.0, ""
+        self._published_at, self._phase = 0.0, ""
 
     def publish(self, event: Event) -> None:
-        """Pass an event on; of progress only a few a second."""
+        """Send an event to the job; Progress is limited to a few events a second."""
         if isinstance(event, Progress):
-            if event.phase == self._phase and time.monotonic() - self._last < SECONDS_BETWEEN_LOOKS:
+            if event.phase == self._phase and time.monotonic() - self._published_at < POLL_SECONDS:
                 return
-            self._last, self._phase = time.monotonic(), event.phase
+            self._published_at, self._phase = time.monotonic(), event.phase
         self._channel.publish.remote(event)
 
     def stopping(self) -> bool:
         return bool(self._ask(self._channel.stopping))
 
     def resize_wanted(self) -> bool:
-        """Whether Ray wants to start the workers again in another number."""
+        """Whether the scaling policy wants to restart the group with another number of workers."""
         return bool(self._ask(self._channel.proposed))
 
     def allow_restart(self, ready: bool) -> bool:
-        """Everything is saved, Ray may do so (or may no longer; False: it is too late for that)."""
+        """Allow a restart, since everything is saved, or revoke it; False: the restart has begun."""
         return self._ask(self._channel.allow_restart, ready) is not False
 
     def newest_pool(self) -> int:
-        """The number of the pool that is in office, 0 if none is known."""
+        """The number of the newest feature pool, 0 if none is known."""
         return int(self._ask(self._channel.newest_pool) or 0)
 
     def pool(self, number: int) -> list[ActorHandle]:
@@ -125,5 +127,5 @@ class WorkerClient:
     def _ask(self, method: Any, *args: Any) -> Any:
         try:
             return ray.get(method.remote(*args))
-        except RayActorError:  # it is being restarted
+        except RayActorError:  # the channel is being restarted
             return None

@@ -1,25 +1,26 @@
-"""When nothing moves: what is wrong, and what to do. Ray itself waits in silence."""
+"""Diagnoses a run that makes no progress. Ray itself waits without a message."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 
 import ray
 from ray.exceptions import RayError
 
-SECONDS_UNTIL_NOTICE = 60.0  # without workers; an autoscaler may take minutes, but should be known to be waited for
-SECONDS_STARTING = 240.0  # in which the workers themselves hold what they need, and import torch
-SECONDS_STARVING = 120.0  # without an image, where images are waited for
-SECONDS_SILENT = 600.0  # without any sign of work
+SECONDS_WITHOUT_WORKERS = 60.0  # an autoscaler may take minutes, but the user should know what is waited for
+SECONDS_STARTING = 240.0  # in which workers occupy their resources, but still import torch
+SECONDS_WITHOUT_IMAGES = 120.0  # in a phase that reads images
+SECONDS_WITHOUT_EVENTS = 600.0
 
 
 @dataclass(frozen=True)
 class RunObservation:
-    """What the job sees of a run that does not move.
+    """What the job observes of a run without events.
 
-    phase: of the last event. seconds: since it. workers: at work, 0 while there is no group. slot: the resource a
-    worker takes, `least` of which are wanted. total, free: resources of the cluster.
+    phase: of the last event. seconds: since that event. workers: in the current group, 0 if there is none. slot: the
+    resource of which every worker takes one. least: workers needed to start. total, free: resources of the cluster.
     """
 
     phase: str
@@ -32,63 +33,69 @@ class RunObservation:
 
 
 def diagnose(observation: RunObservation) -> str:
-    """What is wrong and what to do, in a sentence; "" while there is no reason to worry."""
-    total, free = (resources.get(observation.slot, 0.0) for resources in (observation.total, observation.free))
+    """The likely cause and its remedy, in a sentence; "" while the run may be healthy."""
+    return _waiting_for_workers(observation) if not observation.workers else _waiting_for_events(observation)
+
+
+def _waiting_for_workers(observation: RunObservation) -> str:
+    slot, least = observation.slot, observation.least
+    total, free = (resources.get(slot, 0.0) for resources in (observation.total, observation.free))
+    if observation.seconds < SECONDS_WITHOUT_WORKERS:
+        return ""
+    if total < least:
+        how = "GPUs" if slot == "GPU" else f"--resources='{{\"{slot}\": 1}}'"
+        return (
+            f"waiting for nodes: run.workers needs at least {least} {slot}, the cluster has {total:g}; "
+            f"start nodes with {how}, or stop and resume with fewer run.workers"
+        )
+    if free < least and observation.seconds > SECONDS_STARTING:
+        return (
+            f"waiting for workers: of the {total:g} {slot} of the cluster only {free:g} are free. Either the nodes are "
+            "very slow to start them, or other jobs hold the rest, and Ray waits without limit: end the other actors "
+            f"and jobs that use {slot}"
+        )
+    return "waiting for Ray to start the training workers"
+
+
+def _waiting_for_events(observation: RunObservation) -> str:
+    if observation.phase not in ("extracting", "training", "evaluating"):
+        return ""
     minutes = f"{observation.seconds / 60:.0f} min"
-    if not observation.workers:
-        if observation.seconds < SECONDS_UNTIL_NOTICE:
-            return ""
-        if total < observation.least:
-            how = "GPUs" if observation.slot == "GPU" else f"--resources='{{\"{observation.slot}\": 1}}'"
-            return (
-                f"waiting for machines: run.workers wants at least {observation.least} {observation.slot}, the cluster has "
-                f"{total:g}; start nodes with {how}, or stop and go on with fewer run.workers"
-            )
-        if free < observation.least and observation.seconds > SECONDS_STARTING:
-            return (
-                f"waiting for workers: of the {total:g} {observation.slot} of the cluster only {free:g} are free. Either the "
-                "machines are very slow to start them, or others hold them, for which Ray waits for ever: end the "
-                f"other actors and jobs that use {observation.slot}"
-            )
-        return "waiting for Ray to start the training workers"
-    waits_for_images = observation.phase in ("extracting", "training", "evaluating")
-    if waits_for_images and observation.seconds > SECONDS_STARVING and observation.free.get("CPU", 0.0) < 1:
+    if observation.seconds > SECONDS_WITHOUT_IMAGES and observation.free.get("CPU", 0.0) < 1:
         return (
-            f"no image has come for {minutes}: none of the {observation.total.get('CPU', 0):g} CPU of the cluster is free "
-            "for reading them; end the other actors and jobs that hold them, or add machines"
+            f"no image has been read for {minutes}: none of the {observation.total.get('CPU', 0):g} CPUs of the "
+            "cluster is free to decode; end the other actors and jobs that hold them, or add nodes"
         )
-    if waits_for_images and observation.seconds > SECONDS_SILENT:
-        return (
-            f"nothing has happened for {minutes} while {observation.phase}; see Ray's dashboard for what tasks wait for"
-        )
+    if observation.seconds > SECONDS_WITHOUT_EVENTS:
+        return f"no progress for {minutes} while {observation.phase}; Ray's dashboard shows what the tasks wait for"
     return ""
 
 
 class StallDetector:
-    """Remembers the last sign of work, and diagnoses when it is long ago."""
+    """Remembers when the run was last active, and diagnoses it when that is too long ago."""
 
     def __init__(self, slot: str, least: int) -> None:
         self._slot, self._least = slot, least
-        self._phase, self._workers, self._at = "starting", 0, time.monotonic()
+        self._phase, self._workers, self._active_at = "starting", 0, time.monotonic()
         self._last = ""
 
     def record_activity(self, phase: str, workers: int) -> None:
-        """There was a sign of work."""
-        self._phase, self._workers, self._at = phase, workers, time.monotonic()
+        """Call for every event of the run."""
+        self._phase, self._workers, self._active_at = phase, workers, time.monotonic()
 
     def check(self) -> str | None:
-        """A diagnosis that was not given before ("": all is well again), or None."""
-        seconds = time.monotonic() - self._at
+        """A new diagnosis, "" when the run has recovered, None if nothing changed."""
+        seconds = time.monotonic() - self._active_at
         total: dict[str, float] = {}
         free: dict[str, float] = {}
-        if seconds > SECONDS_UNTIL_NOTICE:
+        if seconds > SECONDS_WITHOUT_WORKERS:
             try:
                 total, free = ray.cluster_resources(), ray.available_resources()
             except RayError:
                 return None
         found = diagnose(RunObservation(self._phase, seconds, self._workers, self._slot, self._least, total, free))
-        said = found.partition(":")[0]  # not again for another number
-        if said == self._last:
+        cause = re.sub(r"\d+(\.\d+)?", "", found)  # not repeated when only numbers change
+        if cause == self._last:
             return None
-        self._last = said
+        self._last = cause
         return found

@@ -1,1 +1,1 @@
-"""Features in a pool of Ray actors."""
+"""Features stored in a pool of Ray actors."""

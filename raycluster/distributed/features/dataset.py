@@ -1,4 +1,4 @@
-"""Ray Datasets as Features: their blocks in a pool of actors, restored from the dataset when an actor dies."""
+"""Ray Datasets as Features: blocks stored in a pool of actors, restored from the dataset when an actor dies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_BLOCK_BYTES = 64 * 2**20
 
 @contextmanager
 def pooled_files(uri: str, column: str | None, *, num_actors: int, max_block_bytes: int) -> Iterator[PooledFeatures]:
-    """The embeddings in the files at a path or URI, read by Ray Data and held as by `pooled`.
+    """The embeddings in the files at a path or URI, read by Ray Data and stored as by `pooled`.
 
     The sample ids are those of `as_features`. Joins the running cluster, or starts one here. Raises UserError if there
     are both .npy and Parquet files.
@@ -54,10 +54,10 @@ def pooled(
     num_actors: int | None = None,
     max_block_bytes: int = MAX_BLOCK_BYTES,
 ) -> Iterator[PooledFeatures]:
-    """The rows of one column of a dataset, held by as many actors as there are nodes (or num_actors) until the end.
+    """The rows of one column of a dataset, stored by num_actors actors (None: one per node) until the context ends.
 
     column: the one that holds (D,) arrays or lists; None if the dataset has only one column. The sample ids are 0, 1,
-    2... in the order of the dataset. Each actor uses all processors of its node, and holds rows in blocks of at most
+    2... in the order of the dataset. Each actor uses all CPUs of its node, and stores rows in blocks of at most
     max_block_bytes (one row at least). Raises UserError if there is no such column.
     """
     names = dataset.columns() or []
@@ -66,7 +66,7 @@ def pooled(
         raise UserError(f"name the column of the embeddings as column=...; the dataset has {names}, seen {column!r}")
     blocks = dataset.to_numpy_refs(column=wanted)
     parts, first = [], 0
-    for block, (count, size) in zip(blocks, ray.get([_extent.remote(block) for block in blocks]), strict=True):
+    for block, (count, size) in zip(blocks, ray.get([_rows_and_bytes.remote(block) for block in blocks]), strict=True):
         rows = max(1, max_block_bytes * count // max(1, size))
         for start in range(0, count, rows):
             parts.append((first + start, block, start, min(count, start + rows)))
@@ -86,8 +86,8 @@ def pooled(
 
 
 @ray.remote(num_cpus=0)
-def _extent(values: NDArray[Any]) -> tuple[int, int]:
-    """Rows, and bytes of these as numbers."""
+def _rows_and_bytes(values: NDArray[Any]) -> tuple[int, int]:
+    """(rows, bytes of these rows as an array)."""
     if values.dtype == object and len(values):
         return len(values), len(values) * np.asarray(values[0]).nbytes
     return len(values), values.nbytes

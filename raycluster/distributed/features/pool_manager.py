@@ -1,4 +1,4 @@
-"""The actors of the feature pool follow the cluster: one on every node that can work, looked after by the job."""
+"""Keeps the actors of the feature pool on the nodes of the cluster: one per usable node, owned by the job."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycluster.distributed.features.feature_pool import FeatureStore, start_pool
-from raycluster.distributed.train.policies import draining_nodes
+from raycluster.distributed.ray_internals import draining_nodes
 
 _ANSWER_SECONDS = 5.0
 
 
 class FeaturePoolManager:
-    """Actors owned by this process. `actors` changes only in `grow` and `shrink`.
+    """The actors of a pool, owned by this process. `actors` changes only in `grow` and `shrink`.
 
-    wanted: how many, whatever the cluster has; 0 for one on every node, as nodes come and go.
+    wanted: a fixed number of actors; 0 for one per node, as nodes are added and removed.
     """
 
     def __init__(self, name: str, wanted: int) -> None:
@@ -29,27 +29,27 @@ class FeaturePoolManager:
         )
 
     def grow(self) -> bool:
-        """Add actors on nodes without one, never more actors than nodes; returns whether there were any.
+        """Add actors on nodes without one, at most as many actors as nodes; returns whether any was added.
 
-        Where Ray puts an actor is its own decision in the end.
+        Node affinity is soft: Ray may place an actor elsewhere.
         """
         nodes, places = usable_nodes(), self._places()
-        if self._fixed or len(places) < len(self.actors):  # some are being restarted, or busy
+        if self._fixed or len(places) < len(self.actors):  # some are restarting or busy
             return False
-        bare = [node for node in nodes if node not in places.values()][: max(0, len(nodes) - len(self.actors))]
-        self.actors += [self._start(node) for node in bare]
-        return bool(bare)
+        empty = [node for node in nodes if node not in places.values()][: max(0, len(nodes) - len(self.actors))]
+        self.actors += [self._start(node) for node in empty]
+        return bool(empty)
 
     def shrink(self, set_pool: Callable[[list[ActorHandle]], bool]) -> None:
-        """End actors that share a node or whose node goes, once `set_pool` has made the others the pool."""
+        """Kill actors that share a node or whose node is leaving, once `set_pool` has made the others the pool."""
         nodes, places = usable_nodes(), self._places()
         if self._fixed or len(places) < len(self.actors):
             return
-        stay: dict[str, ActorHandle] = {}
+        kept: dict[str, ActorHandle] = {}
         for actor, node in places.items():
             if node in nodes:
-                stay.setdefault(node, actor)
-        before, rest = self.actors, list(stay.values())
+                kept.setdefault(node, actor)
+        before, rest = self.actors, list(kept.values())
         if rest and len(rest) < len(before) and set_pool(rest):
             self.actors = rest
             for actor in before:
@@ -57,14 +57,14 @@ class FeaturePoolManager:
                     ray.kill(actor)
 
     def processes(self) -> tuple[str, ...]:
-        """Of the actors that answer: "host:pid"."""
+        """The "host:pid" of each actor that answers."""
         return tuple(answer[1] for answer in self._ask().values())
 
     def _places(self) -> dict[ActorHandle, str]:
         return {actor: answer[0] for actor, answer in self._ask().items()}
 
     def _ask(self) -> dict[ActorHandle, tuple[str, str]]:
-        """(node, process) of the actors that answer; the others are being restarted, or busy."""
+        """(node, process) of each actor that answers; the others are restarting or busy."""
         refs = {actor: actor.place.remote() for actor in self.actors}
         answers = {}
         ready, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=_ANSWER_SECONDS)
@@ -90,7 +90,7 @@ class FeaturePoolManager:
 
 
 def usable_nodes() -> list[str]:
-    """Nodes that live, stay, and have processors (a head without any only manages), if there are such."""
+    """Nodes with CPUs that are alive and not draining; all that are alive if there are none (a head has no CPUs)."""
     leaving = draining_nodes()
     alive = [node for node in ray.nodes() if node["Alive"]]
     able = [node for node in alive if node["Resources"].get("CPU") and node["NodeID"] not in leaving]

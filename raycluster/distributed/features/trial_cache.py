@@ -1,4 +1,4 @@
-"""What the trials of a sweep share: decoded pictures and first features, one copy of each in the object store."""
+"""What the trials of a sweep share: decoded images and first features, one copy of each in the object store."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from raycluster.io import storage
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.types import Block, Chunk, ImageBlock, Loader
 
-SHARE_OF_STORE = 0.25  # of the object store, for pictures and for features each; the rest is left to others
+SHARE_OF_STORE = 0.25  # of the object store, for images and for features each
 
 
 class SharedImages:
-    """Data sets in the object store, known by the file names of their manifests: a `raycluster.data.held.ImageCache`."""
+    """Decoded data sets in the object store, by file name of the manifest: a `data.image_cache.ImageCache`."""
 
     def __init__(self) -> None:
         self._starts: dict[str, NDArray[np.int64]] = {}
@@ -30,7 +30,7 @@ class SharedImages:
         self._here: dict[tuple[str, int], list[Pixels]] = {}
 
     def add(self, manifest_uri: str, settings: DataSettings, smallest_view: int) -> None:
-        """Decode a data set, its shards side by side; not if the first tells that all would take too much room."""
+        """Decode a data set, one task per shard; skipped if its first shard shows that it exceeds `memory_budget`."""
         shards = read_manifest(manifest_uri).shards
         task: Any = ray.remote(num_cpus=1)(_decode).options(num_returns=2)
         decode = partial(task.remote, manifest_uri, smallest_view=smallest_view, settings=settings)
@@ -53,7 +53,7 @@ class SharedImages:
 
 
 def memory_budget() -> float:
-    """Bytes of the object store that pictures, or features, may take."""
+    """Bytes of the object store that images, or features, may take."""
     return SHARE_OF_STORE * float(ray.cluster_resources().get("object_store_memory", 0.0))
 
 
@@ -67,7 +67,7 @@ def _decode(manifest_uri: str, shard: int, smallest_view: int, settings: DataSet
 
 
 class FeatureCache:
-    """Keeps the features of whole shards for later trials, as long as there is room; one actor, which owns them."""
+    """Stores the features of whole shards for later trials, up to `bytes_left`; one actor, which owns them."""
 
     def __init__(self, bytes_left: float) -> None:
         self._bytes_left = bytes_left
@@ -84,17 +84,17 @@ class FeatureCache:
 
 
 def start_feature_cache() -> ActorHandle:
-    """A shelf owned by the caller; trials do without it, should it die."""
+    """A cache owned by the caller, best effort: its loss only costs time."""
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(FeatureCache)
     actor: ActorHandle = remote.remote(memory_budget())
     return actor
 
 
 class SharingWorkers(LocalWorkers):
-    """One worker in the trial's own process, that reads and extracts only what no other trial has before.
+    """One worker in the trial's own process, which reads and extracts only what no earlier trial has.
 
-    key: names all that features depend on but the weights. begins: whether the run is at its beginning, so that what it
-    extracts first, with the weights that follow from the seed alone, is of use to others.
+    key: identifies all that features depend on except the weights. begins: whether the run starts from the beginning;
+    its first features then come from weights that depend on the seed alone, and are shared.
     """
 
     def __init__(self, images: SharedImages, feature_cache: ActorHandle, key: str, *, begins: bool) -> None:
@@ -120,6 +120,6 @@ class SharingWorkers(LocalWorkers):
 
     def put(self, version: str, shard: int, block: Block) -> None:
         super().put(version, shard, block)
-        # A shard with broken images is read by every trial, which must know which they are and why.
+        # A shard with corrupt images is read by every trial, which must report them.
         if version in self._shared and len(block.samples) == self._sizes.get(shard):
             self._feature_cache.add.remote(f"{self._key} {version}", shard, block)

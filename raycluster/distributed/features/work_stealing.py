@@ -1,4 +1,4 @@
-"""Work shared out to several actors: whoever is done takes what slower ones have not begun."""
+"""Work stealing: an idle actor takes blocks that a slower one has not begun."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-_BATCHES_PER_ACTOR = 4  # that an actor's blocks are dealt out in: more balance better, fewer ask less often
-_BATCHES_IN_FLIGHT = 2  # helpings on their way to an actor, so that it never waits for the next
+_BATCHES_PER_ACTOR = 4  # more balance better, fewer cost fewer calls
+_BATCHES_IN_FLIGHT = 2  # per actor, so that it never waits for the next
 
 Work = tuple[int, list[int]]
-"""The actor that holds some shards, and these shards."""
+"""(index of the actor that stores these shards, shards)."""
 
 
 def fold(
     actors: Sequence[ActorHandle], version: str, shards: Sequence[list[int]], call: ray.ObjectRef
 ) -> list[ray.ObjectRef]:
-    """What each actor that did anything makes of its share; the sum of them is that of all blocks.
+    """References to one partial sum per actor that did any work; together they cover all blocks once.
 
-    An actor keeps one sum, whatever it is given, and gives it away once at the end: no more than one array of totals
-    per actor exists or travels. A block that is taken over is read from the object store, where it stays.
+    An actor adds all its batches into one sum and returns it at the end, so at most one array of sums per actor exists
+    or is sent. A stolen block is read from the object store, where it stays.
     """
     job = token_hex(4)
     parts = _BATCHES_PER_ACTOR if len(actors) > 1 else 1
@@ -32,7 +32,7 @@ def fold(
     running: dict[ray.ObjectRef, int] = {}
     times: Counter[int] = Counter()
 
-    def hand(actor: int) -> None:
+    def assign(actor: int) -> None:
         queue = waiting[actor] or max(waiting, key=len)
         if queue:
             holder, chosen = queue.popleft() if queue is waiting[actor] else queue.pop()
@@ -42,15 +42,15 @@ def fold(
 
     for actor in list(range(len(actors))) * _BATCHES_IN_FLIGHT:
         if waiting[actor]:
-            hand(actor)
+            assign(actor)
     try:
         while running:
             for done in _ready(running):
                 ray.get(done)
-                hand(running.pop(done))
+                assign(running.pop(done))
     except Exception:
         for actor in times:
-            actors[actor].forget.remote(job)
+            actors[actor].discard.remote(job)
         raise
     return [actors[actor].finish.remote(job, count) for actor, count in sorted(times.items())]
 
@@ -61,9 +61,9 @@ def map_jobs(
     shards: Sequence[list[int]],
     work: tuple[Callable[..., Any], Sequence[tuple[Any, ...]]],
 ) -> list[Any]:
-    """What `function(features, *job)` gives for every job, in order; one actor does a job, reading blocks of all.
+    """`function(features, *job)` for every job, in order; one actor solves a job, on the blocks of all actors.
 
-    work: the function and the jobs.
+    work: (function, jobs).
     """
     places = ray.get([actor.places.remote(version, own) for actor, own in zip(actors, shards, strict=True)])
     blocks = [ref for own in places for _, ref in sorted(own.items())]
@@ -85,7 +85,7 @@ def map_jobs(
 
 
 def _ready(running: Iterable[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those that are done, at least one: to look at all for each of them would cost the square of their number."""
+    """All references that are done, at least one: waiting for one at a time would cost quadratic time."""
     refs = list(running)
     ray.wait(refs, num_returns=1)
     return list(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
@@ -97,7 +97,7 @@ def _batches(actor: int, shards: list[int], parts: int) -> list[Work]:
 
 
 def _places(actors: Sequence[ActorHandle], version: str, shards: Sequence[list[int]]) -> list[dict[int, ray.ObjectRef]]:
-    """Where the blocks lie in the object store; asked for anew each time, for whoever knows a block keeps it alive."""
+    """References to the blocks; requested for every fold, since a stored reference would keep its block alive."""
     if len(actors) == 1:
         return [{}]
     return list(ray.get([actor.places.remote(version, own) for actor, own in zip(actors, shards, strict=True)]))

@@ -1,1 +1,1 @@
-"""Ray Train: the elastic group of training workers."""
+"""Pre-training on Ray Train, with an elastic group of workers."""
