@@ -161,11 +161,11 @@ Head = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Assignments:
-    """Result of one reassignment.
+class LabelSet:
+    """One labelling of all samples, learned by a head of its own.
 
-    labels: (heads, N) int32 by sample id, -1 for excluded samples. num_clusters: per head. figures: of the clustering,
-    for metrics. state: arrays that a method keeps for the next round (centroids, scalings).
+    labels: (N,) int32 by sample id, -1 for excluded samples. num_classes: K, the size of the head. weight: of its loss,
+    relative to the other label sets.
     """
 
     labels: NDArray[np.int32]

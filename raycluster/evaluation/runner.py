@@ -48,9 +48,9 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         known = probe_names()
-        for probe in self.probes:
-            if probe not in known:
-                raise UserError(f"probes: seen {probe}; wanted some of {', '.join(known)}{did_you_mean(probe, known)}")
+        for name in self.probes:
+            if name not in known:
+                raise UserError(f"probes: seen {name}; wanted some of {', '.join(known)}{did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def extract(
     shards: Sequence[int],
     again: bool = False,
 ) -> Iterator[Progress | SkippedImage | FailureEvent]:
-    """Store the features of `shards` under `version`, sharded over workers; those lost with a machine are extracted again.
+    """Extract and store the features of `shards`, sharded over workers; lost ones are extracted again.
 
-    again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
+    version: names the weights. again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
     workers. Collective: every worker must exhaust it. Raises Stopped on all workers soon after one was asked to stop,
     UserError if a shard fails twice.
     """

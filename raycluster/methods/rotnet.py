@@ -1,5 +1,5 @@
-"""RotNet: no clusters, only the rotation of each image is predicted (Gidaris et al., Unsupervised representation learning
-by predicting image rotations, ICLR 2018).
+"""RotNet: no clusters, only the rotation of each image is predicted (Gidaris et al., Unsupervised representation
+learning by predicting image rotations, ICLR 2018).
 """
 
 from __future__ import annotations

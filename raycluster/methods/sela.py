@@ -35,8 +35,8 @@ class Method(BaseMethod):
     num_reassignments: of a quadratic or linear schedule, null for 100. every: epochs or steps, null for 1.
     max_per_epoch: leaves out reassignments beyond it. reassign: `all` heads, or `one` in turn, as published for CIFAR.
     features: `extracted`, from a pass over all images, or `online` while training: of the latest visit of each image,
-    augmented; only images not visited yet are passed over. view: of extracted features: `eval`, or `train` as published:
-    augmented. views_averaged: random views of an image.
+    augmented; images not visited yet are extracted. view: of extracted features: `eval`, or `train` as published, which
+    is augmented. views_averaged: random views of an image.
     """
 
     name: Literal["sela"] = "sela"
