@@ -1,4 +1,4 @@
-"""Entry point of the jobs: user errors exit with code 2 and a message, Ctrl-C with 130; defects keep their traceback."""
+"""Entry point of the jobs: user errors exit with code 2 and a message, Ctrl-C with 130; defects keep a traceback."""
 
 from __future__ import annotations
 

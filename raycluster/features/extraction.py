@@ -72,9 +72,9 @@ def extract(
 ) -> Iterator[Progress | SkippedImage | FailureEvent]:
     """Extract and store the features of `shards`, sharded over workers; lost ones are extracted again.
 
-    version: names the weights. again: this is not the first call for this version. Yields progress and, at the end, the skipped images of all
-    workers. Collective: every worker must exhaust it. Raises Stopped on all workers soon after one was asked to stop,
-    UserError if a shard fails twice.
+    version: names the weights. again: this is not the first call for this version. Yields progress and, at the end, the
+    skipped images of all workers. Collective: every worker must exhaust it. Raises RunStopped on all workers soon after
+    one was asked to stop, UserError if a shard fails twice.
     """
     skipped: list[SkippedImage] = []
     failed: list[ChunkFailed] = []

@@ -60,7 +60,7 @@ def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
 def _extract(
     run: Run, state: State, request: FeatureRequest, version: str, *, again: bool
 ) -> Generator[Event, None, list[SkippedImage]]:
-    """Extract the requested features of every readable sample; returns all skipped images. again: not the first time."""
+    """Extract the requested features of every readable sample; returns all skipped images. again: not the first."""
     view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
     feature_spec = FeatureSpec(view, request.layer, request.kind, request.visits, epoch if view.is_random else 0)
     skipped, shards = state.skipped, range(len(run.dataset.shards))
