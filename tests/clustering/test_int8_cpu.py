@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,16 @@ def test_without_a_compiler_torch_is_used_and_one_line_logged(
         monkeypatch.undo()
         int8_cpu.library.cache_clear()
         int8_cpu.support.cache_clear()
+
+
+def test_threads_that_need_a_library_first_compile_it_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: int8_cpu.load(source, "without"), range(8)))
+    assert all(library is not None and library.answer() == 42 for library in found)
+    assert len(list((tmp_path / "cache" / "raycluster").iterdir())) == 1
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +33,7 @@ _FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
 _FLAGS += [f"-DINFLATE={INFLATE}f", f"-DROUNDING={ROUNDING.hex()}f"]
 
 log = logging.getLogger(__name__)
+_compiling = threading.Lock()
 
 
 class _KernelCentroids(ctypes.Structure):
@@ -73,12 +75,13 @@ def load(source: Path, without: str) -> ctypes.CDLL | None:
 
 
 def _load_from(path: Path, source: Path) -> ctypes.CDLL:
-    if not path.exists() or not _is_private(path):
-        compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
-        if compiler is None:
-            raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
-        _compile(compiler, path, source)
-    return ctypes.CDLL(str(path))
+    with _compiling:  # several threads may need it first
+        if not path.exists() or not _is_private(path):
+            compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
+            if compiler is None:
+                raise OSError("no C compiler found (cc, gcc, clang, or what CC names)")
+            _compile(compiler, path, source)
+        return ctypes.CDLL(str(path))
 
 
 @lru_cache(maxsize=1)
