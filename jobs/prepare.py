@@ -1,8 +1,8 @@
-"""Write resized Parquet shards, so that later epochs do not pay for decoding full-size pictures.
+"""Write resized Parquet shards, to save the decoding of full-size images in every epoch.
 
     python jobs/prepare.py data.uri=FOLDER out=DIR image_size=256
 
-Then pre-train with data.uri=DIR. Broken pictures are left out and named in DIR/skipped.jsonl.
+Then pre-train with data.uri=DIR. Corrupt images are skipped and listed in DIR/skipped.jsonl.
 """
 
 from raycluster.cli import run_command

@@ -1,8 +1,8 @@
-"""How far a run is, who works on it, what was lost and repeated, what is left and what it costs.
+"""Show the progress of a run, its workers, failures, repeated work, remaining time and cost.
 
     python jobs/status.py RUN [price=0.80]
 
-RUN is a run directory or URI; price is that of a worker-hour. Says so when a run is dead: no sign of it for a minute.
+RUN is a run directory or URI; price is that of a worker-hour. Reports a run as dead after 60 s without heartbeat.
 """
 
 import time
@@ -14,7 +14,7 @@ from raycluster.monitoring.summary import overview
 
 @settings
 class Options:
-    """How to show it. price: of a worker-hour, in any currency."""
+    """price: of a worker-hour, in any currency."""
 
     price: float | None = None
 
