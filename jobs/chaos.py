@@ -1,30 +1,50 @@
-"""Break a run in every way and see whether it ends as if nothing had happened; prints a table.
+"""Inject faults into small runs and compare the results with runs without faults; prints a table.
 
-    python jobs/chaos.py [seed=0] [only=WORDS] [repeat=1] [out=chaos]
+    python jobs/chaos.py [seed=0] [only=TEXT] [repeat=1] [out=chaos]
 
-Some faults, one after the other, hit each of a dozen small runs (digits) on a cluster of three nodes on this machine:
-real processes, killed from outside, at a moment and with a victim that the seed chooses. only: runs with a fault whose
-name contains these words. repeat: play everything so often, each time with the next seed. out: where the logs of a run
-stay that did not end as it should. The exit code is 1 if any did not.
+A dozen small runs (digits) on a local cluster of three nodes each meet several faults, one after the other: processes
+are killed from outside, at moments chosen by the seed. All scenarios take half an hour. only: scenarios with a fault
+whose name contains the text. repeat: number of passes, each with the next seed. out: folder for run directories and
+logs of failed scenarios. The exit code is 1 if there are any. Needs the extra `chaos`.
 """
 
+import logging
+import signal
 import sys
 from pathlib import Path
 
-from chaos.rig import HEADER, chaos, row
+from chaos.config import ChaosSettings
 
 from raycluster.cli import run_command
+from raycluster.config import load
+from raycluster.types import UserError
 
 
 def main(*words: str) -> None:
-    given = {"seed": "0", "only": "", "repeat": "1", "out": "chaos", **dict(word.split("=", 1) for word in words)}
+    settings = load(ChaosSettings, None, words)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("chaos").setLevel(logging.INFO)
+    print("loading Ray and torch", file=sys.stderr, flush=True)
+    from chaos.rig import FAULTS, HEADER, row, run_scenarios
+
+    if not any(settings.only in fault for fault in FAULTS):
+        raise UserError(f"only: seen {settings.only}; wanted a part of the name of a fault: {', '.join(FAULTS)}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)
     failed = 0
     print(HEADER, flush=True)
-    for number in range(int(given["repeat"])):
-        for outcome in chaos(given["only"], seed=int(given["seed"]) + number, out=Path(given["out"])):
+    for index in range(settings.repeat):
+        for outcome in run_scenarios(settings.only, seed=settings.seed + index, out=Path(settings.out)):
             print(row(outcome), flush=True)
             failed += not outcome.result.startswith(("identical", "agrees"))
     sys.exit(1 if failed else 0)
+
+
+def _exit(number: int, frame: object) -> None:
+    """Unwind the stack, which ends all processes and removes temporary folders, once."""
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

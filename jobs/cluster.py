@@ -3,9 +3,9 @@
     python jobs/cluster.py embeddings=URI num_clusters=10000 out=URI [iterations=20] [init=k-means++] [whiten=256]
     python jobs/cluster.py embeddings=URI num_clusters=10000 out=URI actors=8
 
-Writes kmeans.npz (centroids; raycluster.load_kmeans), labels.parquet (sample, label) and progress.jsonl to out. The
-same command goes on after an interruption. actors: that share rows and work on the Ray cluster there is, with the same
-result; without them, the rows stay in this process.
+Writes kmeans.npz (centroids; raycluster.load_kmeans), labels.parquet (sample, label) and progress.jsonl to out. Repeat
+the command to resume an interrupted run. actors: number of Ray actors that share the rows, with the same result; 0 for
+this process only.
 """
 
 from raycluster.cli import run_command

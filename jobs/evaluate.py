@@ -1,9 +1,9 @@
-"""Evaluate a finished run: kNN and linear probe of any layer, and agreement of its clusters with true labels.
+"""Evaluate a finished run: kNN and linear probe of any layer, and agreement of clusters with true labels.
 
-    python jobs/evaluate.py RUN [data.uri=PICTURES] [evaluation.layer=conv4] [evaluation.test_uri=PICTURES]
+    python jobs/evaluate.py RUN [data.uri=IMAGES] [evaluation.layer=conv4] [evaluation.test_uri=IMAGES]
 
-RUN is a run directory or URI. The settings are the run's own, changed by the overrides; evaluation.layer=all takes
-every layer.
+RUN is a run directory or URI. Overrides change the settings of the run. evaluation.layer=all evaluates every
+layer.
 """
 
 from raycluster.cli import run_command

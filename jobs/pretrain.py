@@ -1,10 +1,10 @@
-"""Pre-train a network on unlabelled pictures.
+"""Pre-train a network on unlabelled images.
 
     python jobs/pretrain.py CONFIG.yaml [section.key=value ...]
     python jobs/pretrain.py configs/deepcluster_alexnet_imagenet.yaml data.uri=s3://bucket/photos run.dir=s3://bucket/a
 
-The same command goes on after an interruption. With `ray job submit --working-dir . -- python jobs/pretrain.py ...` it
-runs on a cluster.
+Repeat the command to resume an interrupted run. `ray job submit --working-dir . -- python jobs/pretrain.py ...` runs it
+on a cluster.
 """
 
 from raycluster.cli import run_command

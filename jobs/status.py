@@ -14,7 +14,7 @@ from raycluster.monitoring.summary import overview
 
 @settings
 class Options:
-    """How to show it. price: of a worker-hour, in any currency."""
+    """price: of a worker-hour, in any currency."""
 
     price: float | None = None
 

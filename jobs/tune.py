@@ -1,11 +1,11 @@
-"""Find good settings: many runs that differ in the searched keys, compared on one page.
+"""Search hyperparameters: runs that differ in the searched keys, compared on one page.
 
     python jobs/tune.py configs/search/deepcluster.yaml [section.key=value ...]
     python jobs/tune.py configs/deepcluster_cifar10.yaml 'search={method.num_clusters: [10, 100, 1000]}' run.dir=runs/k
 
-A configuration of a run becomes that of a sweep by a section `search`; `sweep` says how to search. Leaves
-RUN/sweep.html, RUN/best.yaml and a run directory per trial, where RUN is run.dir. The same command goes on after an
-interruption.
+The configuration is that of a run with the sections `search`, the values, and `sweep`, the strategy. Writes
+RUN/sweep.html, RUN/best.yaml and a run directory per trial, where RUN is run.dir. Repeat the command to resume an
+interrupted sweep.
 """
 
 from raycluster.cli import run_command

@@ -141,6 +141,42 @@ def test_unreadable_bucket(command: Command, yaml_file: Path, tmp_path: Path, mo
     assert_user_error(command("pretrain", yaml_file, f"run.dir={tmp_path / 'run'}", f"data.uri={uri}"), "s3://bucket")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sed=1"], r"sed: seen 1; wanted one of the settings seed, only, repeat, out; did you mean seed\?"),
+        (["0"], r"0: seen an override of another form; wanted section\.key=value"),
+        (["repeat=0", "seed=-1", "out="], "3 errors"),
+        (["seed=2024-01-01"], "seed: seen .*; wanted an integer"),
+    ],
+)
+def test_chaos_checks_its_settings(command: Command, words: list[str], message: str) -> None:
+    assert_user_error(command("chaos", *words), message)
+
+
+def test_chaos_lists_the_faults(command: Command) -> None:
+    code, out, err = command("chaos", "only=nosuch")
+    assert (code, out) == (2, "")
+    assert "loading Ray and torch" in err.splitlines()[0], "a line appears before anything slow"
+    assert "only: seen nosuch; wanted a part of the name of a fault: training worker killed" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nosuch"], "benchmark: seen nosuch; wanted one of embeddings, gpu, .*, sinkhorn"),
+        (["ingst"], r"did you mean ingest\?"),
+        (["ingest", "foo=1"], "foo: seen 1; wanted one of the settings small, photos, processes, repeats; remove it"),
+        (["modes", "steps=many"], "steps: seen many; wanted an integer"),
+        (["heads"], "data: missing"),
+        (["heads", "data"], "wanted section.key=value"),
+        (["ingest"], "nothing to measure"),
+    ],
+)
+def test_benchmarks_check_their_parameters(command: Command, words: list[str], message: str) -> None:
+    assert_user_error(command("benchmark", *words), message)
+
+
 def test_other_jobs(command: Command, tmp_path: Path, digits_folder: Path) -> None:
     assert_user_error(command("evaluate", tmp_path / "nothing"), "nothing")
     assert_user_error(command("prepare", f"data.uri={digits_folder}"), "out: missing")

@@ -1,4 +1,4 @@
-"""Other k-means libraries, each asked for a number of steps and a final exact assignment, on all threads."""
+"""Other k-means libraries: a number of iterations and a final exact assignment, on all threads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
 Contender = Callable[[Rows, int, int], Rows]
-"""Rows (N, D), number of clusters, steps; gives the centroids (K, D)."""
+"""(rows (N, D), number of clusters, iterations) -> centroids (K, D)."""
 
 _SEED = 1
 
 
 class Entry(NamedTuple):
-    """work: what is timed. package: that must be installed. steps: to take, by the number of clusters."""
+    """work: the timed function. package: to be installed. steps: iterations for a number of clusters."""
 
     work: Contender
     package: str
@@ -94,5 +94,5 @@ ENTRIES: dict[str, Entry] = {
 
 
 def installed(entry: Entry) -> bool:
-    """Whether it can be run here."""
+    """Whether the package of the entry is installed."""
     return find_spec(entry.package) is not None

@@ -1,4 +1,4 @@
-"""Real embeddings to cluster: augmented pictures through a small network, before and after one more epoch."""
+"""Embeddings to cluster: features of augmented images, before and after one more training epoch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BATCH = 256
 _MICROBATCH = 32
 
 
-def run(pictures: str, out: str, views: int = 4, epochs: int = 2, dim: int = 256, layer: str = "conv4") -> str:
-    """Write OUT/before.npy and OUT/after.npy, (views * pictures, dim) float32, PCA-whitened and normalised rows.
+def run(data: str, out: str, views: int = 4, epochs: int = 2, dim: int = 256, layer: str = "conv4") -> str:
+    """Write OUT/before.npy and OUT/after.npy, (views * images, dim) float32, PCA-whitened and normalised rows.
 
-    pictures: folder of Parquet shards with the columns `image` and `label`, whose names begin with `train`.
+    data: folder of Parquet shards with the columns `image` and `label`, whose names begin with `train`.
     """
     began = time.perf_counter()
-    images, labels = _read(pictures)
+    images, labels = _read(data)
     backbone = Model().build(0)
     heads, settings = Heads(backbone.num_features, (int(labels.max()) + 1,), 0), TrainingSettings()
     step = Step(Network(backbone, heads), Optimisers(backbone, heads, settings), settings)
@@ -41,27 +41,29 @@ def run(pictures: str, out: str, views: int = 4, epochs: int = 2, dim: int = 256
     _write(storage.join(out, "before.npy"), _embed(backbone, images, layer, views, dim))
     losses.append(_train(step, images, labels, epochs))
     _write(storage.join(out, "after.npy"), _embed(backbone, images, layer, views, dim))
-    format_value = ", ".join(f"{loss:.2f}" for loss in losses)
+    shown = ", ".join(f"{loss:.2f}" for loss in losses)
     return (
-        f"{views * len(images)} x {dim} embeddings of {layer}, twice, in {out}; training loss by epoch {format_value}; "
+        f"{views * len(images)} x {dim} embeddings of {layer}, twice, in {out}; training loss by epoch {shown}; "
         f"{time.perf_counter() - began:.0f} s"
     )
 
 
-def _read(pictures: str) -> tuple[Tensor, Tensor]:
+def _read(uri: str) -> tuple[Tensor, Tensor]:
     """(N, 3, h, w) uint8 RGB, (N,) int64."""
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
-    for uri in storage.list_files(pictures):
-        if uri.rpartition("/")[2].startswith("train"):
-            table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["image", "label"])
-            images += [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in table["image"].to_pylist()]
+    for file in storage.list_files(uri):
+        if file.rpartition("/")[2].startswith("train"):
+            table = pq.read_table(io.BytesIO(storage.read_bytes(file)), columns=["image", "label"])
+            images += [
+                np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")) for encoded in table["image"].to_pylist()
+            ]
             labels += table["label"].to_pylist()
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def _augment(images: Tensor, draw: torch.Generator) -> Tensor:
-    """A random crop of each picture padded by four pixels, half of them mirrored; uint8."""
+    """A random crop of each image padded by four pixels, flipped with probability 0.5; uint8."""
     height, width = images.shape[2:]
     padded = nn.functional.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
     rows, columns = torch.randint(9, (2, len(images)), generator=draw).tolist()
@@ -74,7 +76,7 @@ def _augment(images: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _train(step: Step, images: Tensor, labels: Tensor, epoch: int) -> float:
-    """One epoch; its mean loss."""
+    """Train one epoch; returns its mean loss."""
     draw, losses = torch.Generator().manual_seed(epoch), []
     for rows in torch.randperm(len(images), generator=draw).split(_BATCH):
         if len(rows) == _BATCH:

@@ -1,4 +1,4 @@
-"""Exact assignment on a GPU against a plain float32 product, and how much of the tensor cores it uses."""
+"""Exact assignment on a GPU against float32 products, with the utilisation of tensor cores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _PLAIN_SCORES = 1 << 28
 
 
 def run(rows: int = 1_280_000, clusters: str = "10000,80000") -> str:
-    """A table: seconds of one pass over rows of a mixture. They lie on the GPU for `float32` and `products alone`, else
-    in the memory of the host, as features do.
+    """A table: seconds of one assignment of the rows of a mixture. clusters: numbers of clusters, separated by commas.
+
+    Rows lie in GPU memory for `float32` and `products alone`, otherwise in host memory, as features do.
     """
     if not torch.cuda.is_available():
-        raise UserError("benchmark gpu measures a CUDA device, and torch sees none; run it on a machine with a GPU")
+        raise UserError("benchmark gpu needs a CUDA device, and torch finds none; run it on a machine with a GPU")
     where = torch.device("cuda")
     int8, bf16 = (peak(dtype, where) for dtype in (torch.int8, torch.bfloat16))
     values = mixture(rows, DIM, where)
@@ -34,34 +35,34 @@ def run(rows: int = 1_280_000, clusters: str = "10000,80000") -> str:
         "| K | engine | seconds | times faster than float32 | share of int8 | of bf16 | labels as float32 |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for num_clusters in map(int, str(clusters).strip("()").split(",")):
+    for num_clusters in map(int, clusters.split(",")):
         operations, base = 2.0 * rows * num_clusters * DIM, 0.0
-        for name, spent, alike in passes(values, num_clusters):
+        for name, spent, agreement in passes(values, num_clusters):
             base, rate = base or spent, operations / spent
             shares = f"{rate / int8:.0%} | {rate / bf16:.0%}"
-            lines.append(f"| {num_clusters} | {name} | {spent:.3f} | {base / spent:.1f} | {shares} | {alike:.5%} |")
+            lines.append(f"| {num_clusters} | {name} | {spent:.3f} | {base / spent:.1f} | {shares} | {agreement:.5%} |")
     return "\n".join(lines)
 
 
 def passes(values: torch.Tensor, num_clusters: int) -> Iterator[tuple[str, float, float]]:
-    """Name, seconds and the share of labels that float32 products give too, of each way to assign the rows."""
+    """(name, seconds, share of labels equal to those of float32 products) of each engine."""
     where, host = values.device, values.cpu().numpy()
     prepared = prepare(host[np.random.default_rng(1).choice(len(host), num_clusters, replace=False)])
-    ways: dict[str, Callable[[], Any]] = {"float32": lambda: _plain(values, prepared)}
+    engines: dict[str, Callable[[], Any]] = {"float32": lambda: _plain(values, prepared)}
     if int8_cuda.can_search(prepared, where):
-        ways["raycluster"] = lambda: in_tiles(host, *int8_cuda.gpu_search(prepared, where))
+        engines["raycluster"] = lambda: in_tiles(host, *int8_cuda.gpu_search(prepared, where))
     if find_spec("fastkmeans"):
-        ways["fastkmeans"] = lambda: _fastkmeans(host, prepared, where)
+        engines["fastkmeans"] = lambda: _fastkmeans(host, prepared, where)
     wanted = _plain(values, prepared)
-    for name, way in ways.items():
-        alike = float((way() == wanted).mean())  # compiles, too
-        yield name, seconds(way), alike
+    for name, engine in engines.items():
+        agreement = float((engine() == wanted).mean())  # also compiles
+        yield name, seconds(engine), agreement
         if name == "raycluster":
-            yield "raycluster, products alone", seconds(lambda: _products(values, prepared)), alike
+            yield "raycluster, products alone", seconds(lambda: _products(values, prepared)), agreement
 
 
 def mixture(count: int, dim: int, where: torch.device) -> torch.Tensor:
-    """Rows of length 1 about a thousand centres."""
+    """Normalised rows (count, dim) of a mixture of a thousand components."""
     torch.manual_seed(0)
     places = torch.randint(1000, (count,), device=where)
     values = torch.randn(1000, dim, device=where)[places].add_(torch.randn(count, dim, device=where))
@@ -69,7 +70,7 @@ def mixture(count: int, dim: int, where: torch.device) -> torch.Tensor:
 
 
 def peak(dtype: torch.dtype, where: torch.device, side: int = 8192) -> float:
-    """Operations a second of the library's product of square matrices."""
+    """Operations per second of the vendor's product of square matrices."""
     left, right = (torch.randint(-127, 128, (side, side), device=where).to(dtype) for _ in range(2))
     product = torch._int_mm if dtype == torch.int8 else torch.mm
     return 2.0 * side**3 / seconds(lambda: float(product(left, right.T)[0, 0]), 10)
@@ -88,7 +89,7 @@ def _products(values: torch.Tensor, prepared: PreparedCentroids) -> None:
     on_device, (_, size) = prepared.device_cache[values.device], int8_cuda.gpu_search(prepared, values.device)
     for part in values.split(size):
         found = highest(pack_rows(quantize_rows(part - on_device.centre)), on_device.packed)
-    float(found[0, 0])  # waits
+    float(found[0, 0])  # synchronises
 
 
 def _fastkmeans(host: NDArray[np.float32], prepared: PreparedCentroids, where: torch.device) -> Any:

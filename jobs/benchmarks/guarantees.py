@@ -1,4 +1,4 @@
-"""What the guarantees cost: a stream in a fixed order against one in any order, and checkpoints against none."""
+"""Cost of the guarantees: deterministic against arbitrary order of data, and checkpoints against none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.ingest import LANES, MICROBATCH, Problem
+from benchmarks.ingest import MICROBATCH, STREAMS, Problem
 from benchmarks.units import photograph
 from numpy.typing import NDArray
 
@@ -40,20 +40,20 @@ run: {dir: unset}
 """
 
 
-def run(pictures: str = "", processes: int = 2, repeats: int = 3, checkpoint_seconds: float = 5.0) -> str:
-    """Two tables. pictures: Parquet with a column `image`, else photographs are made up."""
+def run(data: str = "", processes: int = 2, repeats: int = 3, checkpoint_seconds: float = 5.0) -> str:
+    """Two tables. data: Parquet files with a column `image`; synthetic photographs if empty."""
     os.environ["OMP_NUM_THREADS"] = str(processes)
-    return "\n".join([*_order(pictures, processes, repeats), "", *_checkpoints(checkpoint_seconds, repeats=2)])
+    return "\n".join([*_order(data, processes, repeats), "", *_checkpoints(checkpoint_seconds, repeats=2)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- order
 
 
-def _order(pictures: str, processes: int, repeats: int) -> list[str]:
+def _order(data: str, processes: int, repeats: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder, ray_session(num_cpus=processes):
-        uri = pictures or _made_up(Path(folder))
-        # Lanes read ahead, each 64 MB: an epoch of little more would be all beginning.
-        problem = Problem(uri, View(size=224, crop_scale=(0.08, 1.0), flip=0.5), 64 if pictures else 16, processes)
+        uri = data or _synthetic(Path(folder))
+        # Streams read 64 MB ahead: a short epoch would consist of the start alone.
+        problem = Problem(uri, View(size=224, crop_scale=(0.08, 1.0), flip=0.5), 64 if data else 16, processes)
         _in_order(problem, 0)  # the first run starts Ray's worker processes
         found = [(_in_order(problem, n), _in_any_order(problem, n)) for n in range(1, repeats + 1)]
     ordered, free = (median(column) for column in zip(*found, strict=True))
@@ -64,20 +64,20 @@ def _order(pictures: str, processes: int, repeats: int) -> list[str]:
 
 
 def _plan(problem: Problem, epoch: int) -> list[Chunk]:
-    """As in training: in pieces that a task reads at once."""
+    """The chunks that tasks read, as in training."""
     return split_chunks(problem.plan(epoch), rows_within(CHUNK_BYTES, problem.view.size, MICROBATCH), MICROBATCH)
 
 
 def _in_order(problem: Problem, epoch: int) -> float:
-    """As in training: every step gets its microbatch of every lane."""
+    """Images per second in order, as in training: one microbatch of every stream per step."""
     began = time.perf_counter()
     blocks = ingest.stream(_plan(problem, epoch), problem.load())
-    done = sum(len(rows[0]) for step in steps(blocks, range(LANES), MICROBATCH) for rows in step.values())
+    done = sum(len(rows[0]) for step in steps(blocks, range(STREAMS), MICROBATCH) for rows in step.values())
     return done / (time.perf_counter() - began)
 
 
 def _in_any_order(problem: Problem, epoch: int) -> float:
-    """The same stream with Ray Data free to hand over what is ready; microbatches are made of what comes."""
+    """Images per second with blocks of Ray Data in order of completion, cut into microbatches."""
 
     def any_order(*args: Any) -> Any:
         context = ordered_context(*args)
@@ -100,7 +100,7 @@ def _microbatches(blocks: Iterable[ImageBlock]) -> Iterator[NDArray[np.uint8]]:
         rest = images[full:] if full < len(images) else None
 
 
-def _made_up(folder: Path, count: int = 1024) -> str:
+def _synthetic(folder: Path, count: int = 1024) -> str:
     photographs = [photograph(seed) for seed in range(64)]
     pq.write_table(pa.table({"image": photographs * (count // 64)}), folder / "photographs.parquet")
     return str(folder)
@@ -110,7 +110,7 @@ def _made_up(folder: Path, count: int = 1024) -> str:
 
 
 def _checkpoints(every_seconds: float, repeats: int) -> list[str]:
-    """Training with checkpoints much more often than by default, and without."""
+    """Training with frequent checkpoints, and without."""
     default = RunSettings(dir="unset").checkpoint_minutes * 60
     pairs = [(_train(1e9), _train(every_seconds)) for _ in range(repeats)]
     without, saving = (median(seconds for seconds, _, _ in column) for column in zip(*pairs, strict=True))
@@ -124,11 +124,11 @@ def _checkpoints(every_seconds: float, repeats: int) -> list[str]:
 
 
 def _train(every_seconds: float) -> tuple[float, int, int]:
-    """Seconds of training in a round, checkpoints taken within it, bytes of the newest."""
+    """(seconds of training in a round, checkpoints in it, bytes of the newest)."""
     with tempfile.TemporaryDirectory() as folder:
         words = [f"run.dir={folder}", f"run.checkpoint_minutes={every_seconds / 60}", "run.keep_checkpoints=99"]
         events = pretrain(parse(Config, _RUN, words), LocalWorkers())
         record = next(event.record for event in events if isinstance(event, Round))
         events.close()
         files = sorted(Path(folder, "checkpoints").iterdir())
-        return record["seconds_training"], len(files) - 1, files[-1].stat().st_size  # one ends the round
+        return record["seconds_training"], len(files) - 1, files[-1].stat().st_size  # one is written after the round

@@ -17,7 +17,7 @@ COLUMNS = {
 
 
 def run(
-    pictures: str,
+    data: str,
     config: str = "configs/sela_cifar10.yaml",
     heads: str = "1,4",
     images: int = 10_000,
@@ -27,21 +27,22 @@ def run(
 ) -> str:
     """A table, mean (standard deviation) over seeds; accuracies in percent, training in seconds.
 
-    head_lr: learning rate of a single head; with several, whose losses are averaged, it grows with their number.
+    data: see `runs.subset`. heads: numbers of heads, separated by commas. head_lr: learning rate of a single head; for
+    several heads, whose losses are averaged, it is multiplied by their number.
     """
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        data = subset(pictures, Path(folder), images)
+        train = subset(data, Path(folder), images)
         lines = [f"{images} images, {epochs} epochs, {seeds} seeds", "", head("heads", COLUMNS)]
-        for number in map(int, str(heads).strip("()").split(",")):
+        for number in map(int, heads.split(",")):
             settings = [
-                f"data.uri={data}",
+                f"data.uri={train}",
                 f"training.epochs={epochs}",
                 "training.milestones=[]",
                 "training.schedule=cosine",
             ]
-            of_heads = [f"method.num_heads={number}", f"training.head_lr={head_lr * number}"]
+            head_options = [f"method.num_heads={number}", f"training.head_lr={head_lr * number}"]
             found = [
-                outcome(config, f"{pictures}/test-*.parquet", *settings, *of_heads, f"seed={seed}")
+                outcome(config, f"{data}/test-*.parquet", *settings, *head_options, f"seed={seed}")
                 for seed in range(seeds)
             ]
             lines.append(row(str(number), found, COLUMNS))

@@ -1,7 +1,7 @@
 """Balanced labels (Sinkhorn) against k-means where classes are not balanced (Asano et al., ICLR 2020, section 4.3).
 
-Of the training pictures, `light` leaves out half of the last class; `heavy` keeps 10 % of the first class, 20 % of the
-second, and so on. Features are judged on balanced pictures.
+Of the training images, `light` leaves out half of the last class; `heavy` keeps 10 % of the first class, 20 % of the
+second, and so on. Features are evaluated on balanced images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLUMNS = {"untrained knn": ".1f", "trained knn": ".1f", "trained linear_probe":
 
 
 def run(
-    pictures: str,
+    data: str,
     sinkhorn: str = "configs/sela_cifar10.yaml",
     kmeans: str = "configs/deepcluster_cifar10.yaml",
     images: int = 10_000,
@@ -28,25 +28,24 @@ def run(
 ) -> str:
     """A table, mean (standard deviation) over seeds; one head, the same network, views and steps for both."""
     lines = [f"{images} images before removal, {epochs} epochs, {clusters} clusters, {seeds} seeds", ""]
-    lines.append(head("training pictures, labels by", COLUMNS))
+    lines.append(head("training images, labels by", COLUMNS))
     for name, shares in (("full", [1.0] * 10), ("light", [1.0] * 9 + [0.5]), ("heavy", np.arange(1, 11) / 10)):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            data = subset(pictures, Path(folder), images, partial(first_of_each, shares=np.asarray(shares)))
-            settings = [f"data.uri={data}", f"training.epochs={epochs}", f"method.num_clusters={clusters}"]
+            train = subset(data, Path(folder), images, partial(first_of_each, shares=np.asarray(shares)))
+            settings = [f"data.uri={train}", f"training.epochs={epochs}", f"method.num_clusters={clusters}"]
             settings += ["training.schedule=cosine", "training.milestones=[]"]
             for title, config, more in (("Sinkhorn", sinkhorn, ["method.num_heads=1"]), ("k-means", kmeans, [])):
                 found = [
-                    outcome(config, f"{pictures}/test-*.parquet", *settings, *more, f"seed={seed}")
-                    for seed in range(seeds)
+                    outcome(config, f"{data}/test-*.parquet", *settings, *more, f"seed={seed}") for seed in range(seeds)
                 ]
                 lines.append(row(f"{name}, {title}", found, COLUMNS))
     return "\n".join(lines)
 
 
 def first_of_each(labels: NDArray[np.integer], shares: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """The first share of the pictures of each class; labels: (N,), shares: one a class. -> (N,)."""
+    """Mask (N,) of the first images of each class. labels: (N,). shares: (num_classes,), of images to keep."""
     rank = np.empty(len(labels), np.int64)
     for label in range(len(shares)):
-        mine = labels == label
-        rank[mine] = np.arange(mine.sum())
+        members = labels == label
+        rank[members] = np.arange(members.sum())
     return rank < np.ceil(np.bincount(labels, minlength=len(shares)) * shares)[labels]

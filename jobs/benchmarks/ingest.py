@@ -1,6 +1,6 @@
-"""Images per second of the training stream, of a plain torch DataLoader with as many processes, and of decoding alone.
+"""Images per second of the training stream, of a torch DataLoader with as many processes, and of decoding only.
 
-Ours is timed from the call on, planning of Ray Data included; the DataLoader from its first batch on.
+The stream is timed from the call on, including planning by Ray Data; the DataLoader from its first batch on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from raycluster.distributed.ingest import stream
 from raycluster.distributed.session import ray_session
 from raycluster.types import Chunk, Loader, UserError
 
-BATCH, LANES, MICROBATCH = 256, 8, 32
+BATCH, STREAMS, MICROBATCH = 256, 8, 32
 
 
 def run(small: str = "", photos: str = "", processes: int = 2, repeats: int = 3) -> str:
@@ -49,7 +49,7 @@ def run(small: str = "", photos: str = "", processes: int = 2, repeats: int = 3)
 
 
 class Problem:
-    """One data set, seen `times` times an epoch, by three pipelines."""
+    """A data set, visited `times` times per epoch, and three pipelines."""
 
     def __init__(self, uri: str, view: View, times: int, processes: int) -> None:
         self.view, self.processes = view, processes
@@ -62,15 +62,15 @@ class Problem:
         self.images = [data for file in files for data in pq.read_table(file)["image"].to_pylist()] * times
 
     def ours(self, epoch: int) -> float:
-        """Lanes and order as in training."""
+        """Images per second of the training stream."""
         return _rate((len(block.samples) for block in stream(self.plan(epoch), self.load())), warm=False)
 
     def plan(self, epoch: int) -> list[Chunk]:
-        size = len(self.images) // (LANES * MICROBATCH) * LANES * MICROBATCH
+        size = len(self.images) // (STREAMS * MICROBATCH) * STREAMS * MICROBATCH
         counts = self.visit_counts.copy()
         counts[: len(self.images) - size] -= 1
         return plan_epoch(
-            counts, self.manifest.shards, streams=LANES, microbatch=MICROBATCH, seed=0, epoch=epoch, window_shards=1
+            counts, self.manifest.shards, streams=STREAMS, microbatch=MICROBATCH, seed=0, epoch=epoch, window_shards=1
         )
 
     def load(self) -> Loader:
@@ -87,19 +87,19 @@ class Problem:
         from torch.utils.data import DataLoader
 
         loader = DataLoader(
-            _Pictures(self.images, self.view), BATCH, shuffle=True, num_workers=self.processes, prefetch_factor=4
+            _TorchDataset(self.images, self.view), BATCH, shuffle=True, num_workers=self.processes, prefetch_factor=4
         )
         return _rate(len(batch) for batch in loader)
 
     def decoding(self, epoch: int) -> float:
-        """Pillow's decoding of the same images, nothing else."""
+        """Images per second of decoding by Pillow only."""
         parts = [self.images[start :: self.processes * 8] for start in range(self.processes * 8)]
         with ProcessPoolExecutor(self.processes, mp_context=get_context("fork")) as pool:
-            list(pool.map(_nothing, range(self.processes)))
+            list(pool.map(_warm_up, range(self.processes)))
             return _rate(pool.map(_decode, parts), warm=False)
 
 
-class _Pictures:
+class _TorchDataset:
     def __init__(self, images: list[bytes], view: View) -> None:
         from torchvision import transforms
 
@@ -121,12 +121,12 @@ def _decode(images: list[bytes]) -> int:
     return len(images)
 
 
-def _nothing(index: int) -> None:
+def _warm_up(index: int) -> None:
     pass
 
 
 def _rate(counts: Iterator[int], *, warm: bool = True) -> float:
-    """Items per second. warm: from the arrival of the first batch on, so that starting up does not count."""
+    """Items per second. warm: from the arrival of the first batch on, without the start of the pipeline."""
     start, done = time.perf_counter(), 0
     for number, count in enumerate(counts):
         if warm and number == 0:

@@ -1,4 +1,4 @@
-"""K-means to the inertia that faiss ends with, against what one would use instead, interleaved in one run."""
+"""K-means to the final inertia of faiss, against other libraries, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raycluster.features.arrays import as_features
 from raycluster.io import storage
 
 _FAISS_STEPS = 20
-_CROSSING = 6  # steps that the last, plain one may be ahead of those with momentum
+_CROSSING = 6  # iterations by which the last, plain one may be ahead of those with momentum
 
 
 class Result(NamedTuple):
@@ -44,13 +44,12 @@ def run(
     engines: str = "int8,torch",
     others: int = 1,
 ) -> str:
-    """A table: seconds until the inertia that faiss ends with is reached, final exact assignment included.
+    """A table: seconds until the final inertia of faiss is reached, including the final exact assignment.
 
-    before, after: .npy embeddings (see `embeddings`), rows in the same order, the later ones after one more epoch.
-    Without them, rows drawn from a mixture. clusters: K, or several. rows: how many to use, 0 for all. engines: of
-    raycluster. others: 0 leaves out what is neither raycluster nor faiss. Libraries that would take too long take fewer
-    steps; those that do not reach the inertia of faiss have their seconds per step compared. CPU seconds hardly change
-    with other work on a machine.
+    before, after: .npy embeddings (see `embeddings`), with equal order of rows, the latter after one more epoch;
+    rows of a mixture if empty. clusters: values of K, separated by commas. rows: number of rows, 0 for all. engines: of
+    raycluster. others: 0 for faiss only. Slow libraries run fewer iterations; those that do not reach the inertia of
+    faiss are compared by seconds per iteration. CPU seconds are robust to other load on the machine.
     """
     early = _load(before, rows) if before else _mixture(rows or 20_000)
     late = _load(after, rows) if after else None
@@ -61,7 +60,7 @@ def run(
         "| K | engine | steps | seconds | CPU seconds | inertia / N | times faster than faiss | per step | CPU |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for num_clusters in map(int, str(clusters).strip("()").split(",")):
+    for num_clusters in map(int, clusters.split(",")):
         lines += _table(early, late, num_clusters, repeats, engines.split(","), bool(others))
     return "\n".join(lines)
 
@@ -74,34 +73,34 @@ def _table(
     engines: list[str],
     others: bool,
 ) -> list[str]:
-    """The rows of the table for one K: cold starts, then warm ones from the labels of the epoch before."""
-    rows = _race(early, num_clusters, "random", repeats, engines, others)
+    """The rows of the table for one K: cold starts, then warm starts from the labels of the previous epoch."""
+    rows = _compare(early, num_clusters, "random", repeats, engines, others)
     if late is not None:
         labels = kmeans(early, num_clusters, seed=1).labels
-        rows += _race(late, num_clusters, labels, repeats, engines, False)
+        rows += _compare(late, num_clusters, labels, repeats, engines, False)
     return rows
 
 
-def _race(
+def _compare(
     values: NDArray[np.float32], num_clusters: int, init: Any, repeats: int, engines: list[str], others: bool
 ) -> list[str]:
     note, warm = ("", "") if isinstance(init, str) else (", next epoch", ", warm")
 
     def baseline() -> Result:
-        return _shown("faiss", _timed(contenders.faiss, values, num_clusters, _FAISS_STEPS))
+        return _log("faiss", _timed(contenders.faiss, values, num_clusters, _FAISS_STEPS))
 
     base = [baseline()]
     steps = _steps_to(base[0].inertia, values, num_clusters, init)
     ours: dict[str, list[Result]] = {engine: [] for engine in engines}
     for repeat in range(repeats):
         for engine, results in ours.items():
-            results.append(_shown(engine, _ours(values, num_clusters, init, engine, steps)))
+            results.append(_log(engine, _ours(values, num_clusters, init, engine, steps)))
         if repeat < repeats - 1:
             base.append(baseline())
     found = {f"faiss{note}": base, **{f"raycluster {engine}{note}{warm}": results for engine, results in ours.items()}}
     for name, entry in ENTRIES.items() if others else ():
         if installed(entry) and (wanted := entry.steps(num_clusters)):
-            found[name] = [_shown(name, _timed(entry.work, values, num_clusters, wanted))]
+            found[name] = [_log(name, _timed(entry.work, values, num_clusters, wanted))]
     return [_row(num_clusters, name, results, base) for name, results in found.items()]
 
 
@@ -118,8 +117,8 @@ def _row(num_clusters: int, name: str, found: list[Result], base: list[Result]) 
     )
 
 
-def _shown(name: str, result: Result) -> Result:
-    """Says how far a long run is."""
+def _log(name: str, result: Result) -> Result:
+    """Print a result, as progress."""
     print(f"{name}: {result}", file=sys.stderr, flush=True)
     return result
 
@@ -155,8 +154,8 @@ def _ours(values: NDArray[np.float32], num_clusters: int, init: Any, engine: Any
     return Result(seconds, cpu, found.inertia[-1] / len(values), len(found.inertia) - 1)
 
 
-class _Enough(Exception):
-    """The goal is reached."""
+class _GoalReached(Exception):
+    """The inertia is at most the goal."""
 
 
 def _steps_to(goal: float, values: NDArray[np.float32], num_clusters: int, init: Any) -> int:
@@ -166,9 +165,9 @@ def _steps_to(goal: float, values: NDArray[np.float32], num_clusters: int, init:
     def note(progress: LloydProgress) -> None:
         starts.append(progress.state)
         if progress.inertia / len(values) <= goal:
-            raise _Enough
+            raise _GoalReached
 
-    with suppress(_Enough):
+    with suppress(_GoalReached):
         kmeans(features, num_clusters, iterations=2 * _FAISS_STEPS, init=init, seed=1, report=note)
     for steps in range(max(1, len(starts) - _CROSSING), len(starts) + 1):
         begin: LloydState = starts[steps - 1]

@@ -1,4 +1,4 @@
-"""Peak memory of k-means over that of its data, each case in a process of its own."""
+"""Peak memory of k-means relative to its data, each case in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _STEPS = 4
 
 
 def run(before: str = "", rows: int = 0, clusters: str = "1000,10000", engines: str = "int8,torch") -> str:
-    """A table. before: local .npy embeddings; without them, random rows. rows: how many to use, 0 for all.
+    """A table. before: local .npy embeddings; random rows if empty. rows: number of rows, 0 for all.
 
-    The last column is the peak resident memory, less what the process held after a first small k-means and before it
-    read the data, over the bytes of the data.
+    The last column is the peak resident memory, minus that after a small k-means without the data, over the bytes of
+    the data.
     """
     lines = ["| input | K | engine | data, MB | peak over data |", "|---|---:|---|---:|---:|"]
     for kind in ("float32", "mapped file", "float16", "float64", "uint8"):
-        for num_clusters in map(int, str(clusters).strip("()").split(",")):
+        for num_clusters in map(int, clusters.split(",")):
             for engine in engines.split(",") if kind == "float32" else ["auto"]:
                 with get_context("spawn").Pool(1) as pool:
                     size, peak = pool.apply(_measure, (before, rows, kind, num_clusters, engine))
@@ -29,17 +29,17 @@ def run(before: str = "", rows: int = 0, clusters: str = "1000,10000", engines: 
 
 
 def _measure(before: str, rows: int, kind: str, num_clusters: int, engine: Any) -> tuple[int, int]:
-    """Bytes of the data, and by how much the peak exceeds what was there before."""
+    """Bytes of the data, and by how much the peak exceeds the resident memory before."""
     from raycluster import kmeans
 
     small = np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32)
     kmeans(small, 10, iterations=2, engine=engine)
-    held = _resident("VmRSS")
+    baseline = _resident("VmRSS")
     values = _load(before, rows, kind)
     size = values.nbytes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     kmeans(before if kind == "mapped file" and before else values, num_clusters, iterations=_STEPS, engine=engine)
-    return size, _resident("VmHWM") - held
+    return size, _resident("VmHWM") - baseline
 
 
 def _load(before: str, rows: int, kind: str) -> np.ndarray:
@@ -50,7 +50,7 @@ def _load(before: str, rows: int, kind: str) -> np.ndarray:
     if kind == "mapped file":
         return mapped
     values = np.empty(mapped.shape, kind)
-    for start in range(0, len(mapped), 4096):  # the conversion shall not be the peak
+    for start in range(0, len(mapped), 4096):  # in parts: the conversion must not be the peak
         part = mapped[start : start + 4096]
         values[start : start + 4096] = np.clip(part * 400 + 128, 0, 255) if kind == "uint8" else part
     return values

@@ -1,4 +1,4 @@
-"""What the actor pool adds to k-means on one machine, step by step, over the same steps in one process."""
+"""Overhead of the actor pool: seconds per iteration of k-means, relative to one process on the same machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _STEPS = 8
 
 
 def run(before: str = "", rows: int = 0, clusters: str = "1000,10000", repeats: int = 3) -> str:
-    """A table of the median seconds of a step, over all repeats, which alternate.
+    """A table of the median seconds per iteration over interleaved repeats.
 
-    before: local .npy embeddings; without them, random rows. rows: how many to use, 0 for all. Every actor may use all
-    threads, as the one process does.
+    before: local .npy embeddings; random rows if empty. rows: number of rows, 0 for all. Each actor may use all
+    threads.
     """
     values: NDArray[np.float32] = (
         np.load(before)[: rows or None]
@@ -42,19 +42,19 @@ def run(before: str = "", rows: int = 0, clusters: str = "1000,10000", repeats: 
     try:
         dataset = ray.data.from_numpy(np.array_split(values, 32))
         with pooled(dataset, num_actors=1) as one, pooled(dataset, num_actors=2) as two:
-            places = {"one process": as_features(values), "pool of 1 actor": one, "pool of 2 actors": two}
-            for num_clusters in map(int, str(clusters).strip("()").split(",")):
-                lines += _rows(num_clusters, places, repeats)
+            variants = {"one process": as_features(values), "pool of 1 actor": one, "pool of 2 actors": two}
+            for num_clusters in map(int, clusters.split(",")):
+                lines += _rows(num_clusters, variants, repeats)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
     return "\n".join(lines)
 
 
-def _rows(num_clusters: int, places: dict[str, Features], repeats: int) -> list[str]:
-    seconds: dict[str, list[float]] = {name: [] for name in places}
+def _rows(num_clusters: int, variants: dict[str, Features], repeats: int) -> list[str]:
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
-        for name, features in places.items():
+        for name, features in variants.items():
             seconds[name] += _steps(features, num_clusters)
     base = median(seconds["one process"])
     return [
@@ -64,7 +64,7 @@ def _rows(num_clusters: int, places: dict[str, Features], repeats: int) -> list[
 
 
 def _steps(features: Any, num_clusters: int) -> list[float]:
-    """Seconds of each step but the first, which packs libraries and labels."""
+    """Seconds of each iteration except the first, which also imports and initialises."""
     found: list[float] = []
 
     def note(progress: LloydProgress) -> None:

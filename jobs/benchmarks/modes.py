@@ -1,4 +1,4 @@
-"""Training throughput of exact mode against fast mode, and how far their weights are apart."""
+"""Training throughput of exact mode against fast mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SeLa with features gathered while training against features from a pass of its own before each reassignment."""
+"""SeLa with features collected online during training against features extracted before each reassignment."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ COLUMNS = {
 
 
 def run(
-    pictures: str,
+    data: str,
     config: str = "configs/sela_cifar10.yaml",
     images: int = 10_000,
     epochs: int = 6,
     seeds: int = 1,
     heads: int = 4,
 ) -> str:
-    """A table, mean (standard deviation) over seeds, one reassignment an epoch; seconds of the run, and percent."""
+    """A table, mean (standard deviation) over seeds, one reassignment per epoch; seconds of the run, and percent."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        data = subset(pictures, Path(folder), images)
+        train = subset(data, Path(folder), images)
         lines = [f"{images} images, {epochs} epochs, {heads} heads, {seeds} seeds", "", head("features", COLUMNS)]
-        settings = [f"data.uri={data}", f"method.num_heads={heads}", f"training.epochs={epochs}"]
+        settings = [f"data.uri={train}", f"method.num_heads={heads}", f"training.epochs={epochs}"]
         settings.append(f"training.head_lr={0.5 * heads}")  # the loss is a mean over heads
         settings += ["training.milestones=[]", "training.schedule=cosine"]
         for features in ("extracted", "online"):
-            how = [f"method.features={features}", "method.schedule=epochs", "method.every=1"]
+            source = [f"method.features={features}", "method.schedule=epochs", "method.every=1"]
             found = [
-                outcome(config, f"{pictures}/test-*.parquet", *settings, *how, f"seed={seed}") for seed in range(seeds)
+                outcome(config, f"{data}/test-*.parquet", *settings, *source, f"seed={seed}") for seed in range(seeds)
             ]
             lines.append(row(features, found, COLUMNS))
     return "\n".join(lines)

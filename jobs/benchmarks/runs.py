@@ -1,4 +1,4 @@
-"""Short runs to compare: pre-trained in this process, judged on the same pictures. No benchmark itself."""
+"""Short runs for comparisons: pre-trained in this process and evaluated on the same images. Not a benchmark."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Figures = dict[str, float]
 Keep = Callable[[NDArray], NDArray]
 
 
-def subset(pictures: str, folder: Path, num_images: int, keep: Keep = lambda labels: labels >= 0) -> str:
-    """Write those of the first `num_images` pictures that `keep` chooses by their labels, 1000 a file; returns the URI.
+def subset(data: str, folder: Path, num_images: int, keep: Keep = lambda labels: labels >= 0) -> str:
+    """Write the first `num_images` images, filtered by `keep`, 1000 per file; returns the URI.
 
-    pictures: folder of Parquet files `train-*` with the columns `image` and `label`.
+    data: folder of Parquet files `train-*` with the columns `image` and `label`. keep: labels (N,) -> mask (N,).
     """
-    files = [uri for uri in storage.list_files(pictures) if uri.rpartition("/")[2].startswith("train")]
+    files = [uri for uri in storage.list_files(data) if uri.rpartition("/")[2].startswith("train")]
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["image", "label"]) for uri in files]
     table = pa.concat_tables(tables).slice(0, num_images)
     table = table.filter(pa.array(keep(table["label"].to_numpy())))
@@ -43,9 +43,9 @@ def subset(pictures: str, folder: Path, num_images: int, keep: Keep = lambda lab
 
 
 def outcome(config: str, test_uri: str, *overrides: str) -> Figures:
-    """Pre-train and judge: knn and probe (percent, learned and tested on halves of `test_uri`), nmi, loss, seconds, ...
+    """Pre-train and evaluate: kNN and linear probe (percent, on halves of `test_uri`), NMI, loss, seconds.
 
-    config: path of a configuration. test_uri: labelled pictures.
+    config: path of a configuration. test_uri: labelled images.
     """
     prepare_process()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
@@ -65,8 +65,8 @@ def outcome(config: str, test_uri: str, *overrides: str) -> Figures:
         data = replace(settings.data, uri=test_uri)
         seen = replace(settings.evaluation, max_samples=20_000, test_uri=None, test_fraction=0.5)
         evaluation = Evaluation(seen, settings.views.eval, folder, workers)
-        pictures = open_dataset(data, f"{folder}/judge.parquet", workers, 0)
-        accuracies = evaluation.compare(networks, pictures)
+        dataset = open_dataset(data, f"{folder}/test.parquet", workers, 0)
+        accuracies = evaluation.compare(networks, dataset)
     figures = {
         name: sum(record[f"seconds_{name}"] for record in records) for name in ("extracting", "assigning", "training")
     }
@@ -76,7 +76,7 @@ def outcome(config: str, test_uri: str, *overrides: str) -> Figures:
 
 
 def row(title: str, runs: list[Figures], columns: dict[str, str]) -> str:
-    """A line of a Markdown table: mean (standard deviation) over runs. columns: {figure: format}."""
+    """A row of a Markdown table: mean (standard deviation) over runs. columns: {figure: format}."""
     cells = []
     for name, form in columns.items():
         values = [figures[name] for figures in runs]
@@ -85,5 +85,5 @@ def row(title: str, runs: list[Figures], columns: dict[str, str]) -> str:
 
 
 def head(first: str, columns: dict[str, str]) -> str:
-    """The first two lines of that table."""
+    """The header of that table."""
     return f"| {first} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}"

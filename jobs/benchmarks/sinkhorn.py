@@ -1,4 +1,4 @@
-"""Sinkhorn to one marginal error, against the published algorithm, from the same features and heads, in one run."""
+"""Sinkhorn against the published algorithm, to the same marginal error on the same features and heads."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _ROWS = 2048
 _BATCH = 500
 _LEARNING_RATE = 0.01
 _EPOCHS = 2
-_MOST_ROUNDS = 30
+_MAX_ROUNDS = 30
 
 
 class Result(NamedTuple):
-    """seconds, cpu: wall clock, and of all threads. megabytes: peak memory above that of the features. passes: over
-    the matrix; of ours, in which only the first makes it. error: largest relative deviation of a marginal.
+    """seconds: wall clock. cpu: seconds of all threads. megabytes: peak memory above that of the features. passes: over
+    the matrix, which raycluster computes in the first only. error: largest relative deviation of a marginal.
     """
 
     seconds: float
@@ -51,11 +51,11 @@ def run(
     budget_seconds: float = 300.0,
     heads: str = "untrained,trained",
 ) -> str:
-    """A table. features: .npy embeddings (see `embeddings`); without them, rows drawn from a mixture.
+    """A table. features: .npy embeddings (see `embeddings`); rows of a mixture if empty.
 
-    sizes: N x K, several. spread: mean standard deviation of sharpness * log p within a row up to which heads are
-    trained (by turns: balanced labels, two epochs of Adam). budget_seconds: after which a baseline is given up.
-    Every time starts with features and head in memory, and ends with labels: logits are part of it for all.
+    sizes: N x K, separated by commas. spread: heads are trained, alternating with balanced labels, until the mean
+    standard deviation of sharpness * log p within a row reaches it. budget_seconds: limit of a baseline. Times start
+    with features and head in memory and end with labels; they include the logits.
     """
     lines = [
         f"{torch.get_num_threads()} threads, instructions {('none', 'AVX2', 'AVX-512')[support()]}; to a relative "
@@ -92,17 +92,17 @@ def _passes(features: str, sizes: str) -> list[str]:
     for count in (num_rows // 4, num_rows // 2, num_rows):
         values = _load(features, count)
         head = pack(*_untrained(values, num_clusters))
-        place = CandidateWindow(_SHARPNESS, np.zeros(num_clusters), 25.0)
+        window = CandidateWindow(_SHARPNESS, np.zeros(num_clusters), 25.0)
         data = as_features(values)
         began = time.perf_counter()
-        data.fold(_made, head, place)
+        data.fold(_count_candidates, head, window)
         seconds = time.perf_counter() - began
         lines.append(f"| {count} | {seconds:.3f} | {seconds / count * 1e6:.1f} |")
     return lines
 
 
-def _made(block: Any, head: Any, place: CandidateWindow) -> tuple[int]:
-    return (len(candidates(block.values, head, place).cluster),)
+def _count_candidates(block: Any, head: Any, window: CandidateWindow) -> tuple[int]:
+    return (len(candidates(block.values, head, window).cluster),)
 
 
 def _load(uri: str, rows: int) -> NDArray[np.float32]:
@@ -124,13 +124,13 @@ def _untrained(values: NDArray[np.float32], num_clusters: int) -> tuple[NDArray[
 def _trained(
     values: NDArray[np.float32], num_clusters: int, spread: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A head that was trained on its own balanced labels, by turns, until the spread of its logits is that wanted."""
+    """A head trained on its own balanced labels, alternately, until its logits have the spread."""
     head = _untrained(values, num_clusters)
     layer = nn.Linear(values.shape[1], num_clusters)
     layer.load_state_dict({"weight": torch.from_numpy(head[0]), "bias": torch.from_numpy(head[1])})
     optimiser, rows = torch.optim.Adam(layer.parameters(), lr=_LEARNING_RATE), torch.from_numpy(values)
     data, draw = as_features(values), torch.Generator().manual_seed(0)
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         head = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
         if _spread(values, head) >= spread:
             break
@@ -149,7 +149,7 @@ def _spread(values: NDArray[np.float32], head: tuple[NDArray[np.float32], NDArra
 
 
 def _measured(contender: Callable[..., tuple[int, float]], values: Any, head: Any, **limits: float) -> Result:
-    """In a process of its own, so that its peak of memory is its own."""
+    """Run in a process of its own, to measure its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "problem.npz"
         np.savez(path, values=values, weight=head[0], bias=head[1])
@@ -161,8 +161,8 @@ def _child(contender: Callable[..., tuple[int, float]], path: str, limits: dict[
     with np.load(path) as problem:
         values, weight, bias = problem["values"], problem["weight"], problem["bias"]
     small = min(len(values), 2 * len(bias))
-    contender(values[:small], weight[:8], bias[:8], tolerance=0.5, budget_seconds=1.0)  # compiles, loads, warms up
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    contender(values[:small], weight[:8], bias[:8], tolerance=0.5, budget_seconds=1.0)  # warm-up
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     began, cpu = time.perf_counter(), time.process_time()
     passes, error = contender(values, weight, bias, **limits)
@@ -171,7 +171,7 @@ def _child(contender: Callable[..., tuple[int, float]], path: str, limits: dict[
 
 
 def _status(key: str) -> float:
-    """Megabytes, as Linux counts them for this process."""
+    """Megabytes of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
 
@@ -183,7 +183,7 @@ def _ours(values: Any, weight: Any, bias: Any, *, tolerance: float, budget_secon
 
 
 def _log_probs(values: Any, weight: Any, bias: Any) -> torch.Tensor:
-    """(N, K) float64 sharpness * log p, made block by block as the published code does."""
+    """(N, K) float64 sharpness * log p, computed block by block as in the published code."""
     result = torch.empty(len(values), len(bias), dtype=torch.float64)
     w, b = torch.from_numpy(weight).T.contiguous(), torch.from_numpy(bias)
     for start in range(0, len(values), _ROWS):
@@ -193,7 +193,7 @@ def _log_probs(values: Any, weight: Any, bias: Any) -> torch.Tensor:
 
 
 def _linear(values: Any, weight: Any, bias: Any, *, tolerance: float, budget_seconds: float) -> tuple[int, float]:
-    """The published algorithm: P^sharpness in float64, two matrix-vector products an iteration."""
+    """The published algorithm: P^sharpness in float64, two matrix-vector products per iteration."""
     plan = _log_probs(values, weight, bias).exp_()
     num_rows, num_clusters = plan.shape
     columns = torch.full((num_rows,), 1 / num_rows, dtype=torch.float64)
@@ -210,7 +210,7 @@ def _linear(values: Any, weight: Any, bias: Any, *, tolerance: float, budget_sec
 
 
 def _logarithmic(values: Any, weight: Any, bias: Any, *, tolerance: float, budget_seconds: float) -> tuple[int, float]:
-    """The same in the log domain, one exponential per entry and iteration, block by block."""
+    """The algorithm in the log domain, block by block."""
     scores = _log_probs(values, weight, bias)
     num_rows, num_clusters = scores.shape
     scaling, error, passes = torch.zeros(num_clusters, dtype=torch.float64), math.inf, 0

@@ -1,4 +1,4 @@
-"""What one piece of each kind of work costs here, on one core: the constants of the scaling study, all measured."""
+"""Unit costs of each kind of work on one core: the measured constants of the scaling study."""
 
 from __future__ import annotations
 
@@ -45,23 +45,21 @@ from raycluster.types import Block, Features
 
 DIM = 256
 _SHARD = 1000
-_FEW, _MANY = 20_000, 60_000  # rows, whose difference is free of what does not depend on them
-_AROUND = (
-    4  # folds of Sinkhorn beside its iterations: for the range of the rows, for candidates, for labels, at the end
-)
+_FEW, _MANY = 20_000, 60_000  # rows; the difference of their times has no constant part
+_EXTRA_FOLDS = 4  # folds of Sinkhorn in addition to its iterations: range of the rows, candidates, labels, final pass
 
 
 @dataclass(frozen=True)
 class Units:
-    """Seconds on one core. decode: reading and varying one photograph. forward, step: one picture through the network,
-    and through a training step. whiten: one row of 256. accumulate, kmeans: one row in a step, and one row against one
-    cluster. sinkhorn: the same, until its tolerance is reached.
+    """Seconds on one core. decode: reading and augmenting one photograph. forward, step: one image, forward and in a
+    training step. whiten: one row of 256 columns. accumulate, kmeans: one row per iteration, and per row and cluster.
+    sinkhorn: per row and cluster, until convergence.
 
-    Seconds that more workers do not share: update: of centroids, one value a step. combine: adding one byte of sums.
-    fold: a sum over hardly any rows, of two actors; ask: each further one. send: one byte from one process to another
-    through Ray. labels: one row's label, gathered, compared and written down. plan: one row of an epoch's plan.
+    Seconds of serial work. update: of the centroids, per value and iteration. combine: adding one byte of sums. fold: a
+    sum over few rows with two actors; ask: per further actor. send: one byte between processes through Ray. labels:
+    gathering, comparing and writing one label. plan: one row of an epoch plan.
 
-    Numbers: folds of Sinkhorn over the rows; parameters of the network.
+    Counts. folds: of Sinkhorn over the rows. parameters: of the network.
     """
 
     decode: float
@@ -82,12 +80,12 @@ class Units:
     parameters: float
 
     def table(self) -> str:
-        """One line a constant."""
+        """One line per constant."""
         return "\n".join(f"{field.name:<12}{getattr(self, field.name):10.3g}" for field in fields(self))
 
 
 def measure(model: str, size: int) -> Units:
-    """All of them, the network at `size` pixels; needs a Ray session. Takes a minute or two."""
+    """Measure all constants, for a network at `size` pixels. Needs a Ray session; takes one or two minutes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -120,7 +118,7 @@ def measure(model: str, size: int) -> Units:
 
 
 def seconds(work: Callable[[], Any], repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The least of some runs: what the work takes when nothing else disturbs it."""
+    """The minimum over some runs, which is least affected by other load."""
     found = []
     for _ in range(repeats):
         began = clock()
@@ -130,12 +128,12 @@ def seconds(work: Callable[[], Any], repeats: int = 3, clock: Callable[[], float
 
 
 def core_seconds(work: Callable[[], Any], repeats: int = 3) -> float:
-    """The same of this process alone, whatever else runs on the machine."""
+    """Like `seconds`, in CPU time of this process."""
     return seconds(work, repeats, time.process_time)
 
 
 def rows(count: int, dim: int = DIM) -> LocalFeatures:
-    """Rows of length 1 about a thousand centres, in shards."""
+    """Normalised rows of a mixture of a thousand components, in shards."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal((1000, dim))[rng.integers(1000, size=count)] + rng.standard_normal((count, dim))
     values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
@@ -144,7 +142,7 @@ def rows(count: int, dim: int = DIM) -> LocalFeatures:
 
 
 def photograph(seed: int) -> bytes:
-    """A JPEG of 500 x 375 pixels, about as many bytes as a photograph of that size has."""
+    """A JPEG of 500 x 375 pixels with the typical file size of a photograph."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(256, size=(24, 32, 3), dtype=np.uint8)).resize(
         (500, 375), Image.Resampling.BICUBIC
@@ -169,7 +167,7 @@ def _decode(size: int, count: int = 64) -> float:
 
 
 def _network(model: str, size: int, batch: int = 32) -> tuple[float, float, float]:
-    """Seconds of a picture forwards, seconds of a picture in training, number of parameters."""
+    """(seconds per image forward, seconds per image in training, number of parameters)."""
     backbone = import_module(f"raycluster.models.{model}").Model().build(0)
     heads, settings = Heads(backbone.num_features, (1000,), 0), TrainingSettings(threads=1)
     network = Network(backbone, heads)
@@ -178,19 +176,19 @@ def _network(model: str, size: int, batch: int = 32) -> tuple[float, float, floa
     part = Microbatch(torch.from_numpy(images), torch.zeros(1, batch, dtype=torch.int64), torch.ones(batch), 0)
     backbone.eval()
     cpu = torch.device("cpu")
-    forwards = core_seconds(lambda: FeatureSpec(View(size=size)).describe(backbone, images, cpu)) / batch
+    forward = core_seconds(lambda: FeatureSpec(View(size=size)).describe(backbone, images, cpu)) / batch
     backbone.train()
     training = core_seconds(lambda: step([part], epoch=0.0)) / batch
-    return forwards, training, float(sum(values.numel() for values in network.parameters()))
+    return forward, training, float(sum(values.numel() for values in network.parameters()))
 
 
 @contextmanager
 def pool(count: int, actors: int) -> Iterator[Features]:
-    """`rows` in a pool whose actors keep to one core each, as far as there are cores."""
+    """`rows` in a pool of actors that are pinned to one core each."""
     parts = [part.astype(np.float16) for part in np.array_split(rows(count).rows(np.arange(count)), 4 * actors)]
     with DataContext.current(quiet_context()), pooled(ray.data.from_numpy(parts), num_actors=actors) as features:
         processes = sorted(set(features.collect(_process)))
-        features.collect(_stay, {process: place % (os.cpu_count() or 1) for place, process in enumerate(processes)})
+        features.collect(_pin, {process: place % (os.cpu_count() or 1) for place, process in enumerate(processes)})
         yield features
 
 
@@ -198,13 +196,13 @@ def _process(block: Block) -> int:
     return os.getpid()
 
 
-def _stay(block: Block, cores: dict[int, int]) -> None:
+def _pin(block: Block, cores: dict[int, int]) -> None:
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), {cores[os.getpid()]})
 
 
 def kmeans_step(features: Features, clusters: int, few: int = 1, many: int = 4) -> float:
-    """Seconds of a step of k-means: the difference between two runs is free of what is done once."""
+    """Seconds per iteration of k-means: a difference of two runs, without set-up."""
 
     def run(iterations: int) -> float:
         return seconds(lambda: kmeans(features, clusters, iterations=iterations, plain=True), repeats=2)
@@ -213,30 +211,30 @@ def kmeans_step(features: Features, clusters: int, few: int = 1, many: int = 4) 
 
 
 def _kmeans(few: Features, many: Features, small: int = 1000, large: int = 8000) -> tuple[float, float]:
-    """Seconds of one row in a step, and of one row against one cluster."""
+    """(seconds per row and iteration, seconds per row and cluster)."""
     one, other = ((kmeans_step(many, size) - kmeans_step(few, size)) / (_MANY - _FEW) for size in (small, large))
     pair = (other - one) / (large - small)
     return max(0.0, one - small * pair), pair
 
 
 def _update(clusters: int = 4000) -> float:
-    """Seconds of one value of the centroids in a step: the mean that the job takes, what an actor makes of it."""
+    """Seconds per value of the centroids and iteration: means in the job, preparation in an actor."""
     totals, centroids = np.ones((clusters, DIM), np.int64), np.ones((clusters, DIM), np.float32)
     sizes = np.ones(clusters, np.int64)
     return core_seconds(lambda: prepare(means(totals, sizes, 1.0, centroids)).packed) / centroids.size
 
 
 def head(clusters: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """An untrained classifier of the rows."""
+    """A random classifier (weight, bias) of the rows."""
     weight = np.random.default_rng(0).standard_normal((clusters, DIM))
     return weight.astype(np.float32), np.zeros(clusters, np.float32)
 
 
 def _sinkhorn(few: Features, many: Features, clusters: int = 500) -> tuple[float, float]:
-    """Seconds of one row against one cluster until the tolerance is reached, and how many times rows were gone over."""
+    """(seconds per row and cluster until convergence, number of folds over the rows)."""
     classifier = head(clusters)
     one, other = (seconds(lambda rows=rows: sinkhorn(rows, [classifier])) for rows in (few, many))
-    folds = sinkhorn(few, [classifier]).iterations[0] + _AROUND
+    folds = sinkhorn(few, [classifier]).iterations[0] + _EXTRA_FOLDS
     return (other - one) / (_MANY - _FEW) / clusters, float(folds)
 
 
@@ -246,7 +244,7 @@ def _combine(clusters: int = 10_000) -> float:
 
 
 class _Idle:
-    """An actor of the pool that has nothing to do."""
+    """An actor with the interface of the pool and no work."""
 
     def places(self, version: str, shards: list[int]) -> dict[int, None]:
         return dict.fromkeys(shards)
@@ -262,7 +260,7 @@ class _Idle:
 
 
 def _messages(size: int = 50_000_000, asked: int = 64) -> tuple[float, float, float]:
-    """Seconds to ask two actors, and each further one, for a sum that costs nothing; seconds a byte into the store."""
+    """(seconds of an empty sum over two actors, per further actor, per byte through the object store)."""
     remote: Any = ray.remote(_Idle)
     actors = [remote.options(num_cpus=0).remote() for _ in range(2)]
     ray.get([actor.give.remote(1) for actor in actors])
@@ -292,18 +290,18 @@ class _Manifest:
 
 
 def _labels(count: int = 200_000, clusters: int = 1000) -> float:
-    """Put in order, compared with those before, and written as Parquet, as the job does with those of every round."""
+    """Seconds per label to sort, compare with the previous ones and write as Parquet, as after every round."""
     rng = np.random.default_rng(0)
     samples, labels = rng.permutation(count), rng.integers(clusters, size=count)
     manifest: Any = _Manifest(count)
 
-    def handle() -> None:
+    def process() -> None:
         found = labels[np.argsort(samples)].astype(np.int32)
         normalized_mutual_info_score(found, labels)
         with tempfile.TemporaryDirectory() as folder:
             write_assignments(folder, manifest, found[None])
 
-    return core_seconds(handle) / count
+    return core_seconds(process) / count
 
 
 def _plan(count: int = 1_000_000, streams: int = 128) -> float:

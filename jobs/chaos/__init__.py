@@ -1,1 +1,1 @@
-"""Fault injection: small runs on a cluster of local processes that are killed from outside."""
+"""Fault injection: small runs on a local Ray cluster whose processes are killed from outside."""

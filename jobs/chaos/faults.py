@@ -1,7 +1,7 @@
-"""What can happen to a run: each fault waits for its moment, as the run's own status tells it, and then does it.
+"""Faults: each waits until the run reaches a phase, by the status of the run, and then injects a failure.
 
-A moment is a phase of a later round than that of the fault before, and some time in it; that and the victim are chosen
-by the seed.
+The phase is in a later round than the previous fault. The delay within the phase and the process to kill are random,
+deterministic in the seed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ NOTICE_SECONDS = 15
 
 @dataclass
 class FaultContext:
-    """One run that things happen to, one after the other.
+    """A run into which faults are injected one after the other.
 
-    round: the first in which the next one may happen. moment: when the last one did. num_losses: that the run had told
-    of by then. stopped_at: when the job was ended on purpose. compare_with: the directory of a run to finish
-    undisturbed, if it is not the one from the beginning. undo: what to do when it is over.
+    round: the first in which the next fault may occur. moment: phase and round of the last fault. num_losses: failures
+    in the status of the run before the last fault. stopped_at: time when the job was last stopped on purpose.
+    compare_with: directory of a run to compare with, if it is not the reference run. cleanups: called at the end.
     """
 
     test_cluster: TestCluster
@@ -47,62 +47,65 @@ class FaultContext:
     num_losses: int = 0
     stopped_at: float = 0.0
     compare_with: str | None = None
-    undo: list[Callable[[], None]] = field(default_factory=list)
+    cleanups: list[Callable[[], None]] = field(default_factory=list)
 
     def start(self, *options: str) -> None:
-        """Start the job, or start it again."""
+        """Start or restart the job."""
         words = [f"run.dir={self.run_dir}", *self.options, *options]
         self.job = self.test_cluster.start_job(self.folder / "run.yaml", *words, log=self.log)
 
     @property
     def log(self) -> Path:
-        """What the jobs said."""
+        """The output of all jobs of the run."""
         return self.folder / "job.log"
 
     def status(self) -> Status | None:
-        """The status of the run, if it has one that can be read now."""
+        """The status of the run, None if it cannot be read now."""
         with suppress(Exception):
             return read_status(self.run_dir)
         return None
 
     def wait_for(self, phase: str) -> Status:
-        """Until the run is in this phase of a round that nothing has happened to, and then a moment more."""
+        """Wait for a phase of a round without faults, and then for a random delay."""
 
-        def there() -> Status | None:
+        def reached() -> Status | None:
             found = self.status()
             now = found is not None and found.workers > 0 and found.phase == phase and found.round >= self.round
             return found if now else None
 
-        status: Status = wait_until(there, job=self.job)
+        status = wait_until(reached, job=self.job)
+        assert status is not None
         time.sleep(self.rng.uniform(0.0, 0.25 if phase != "training" else 1.5))
         self.moment, self.round = f"{phase}, round {status.round + 1}", status.round + 1
         status = self.status() or status
         self.num_losses = len(status.lost)
         return status
 
-    def random_process(self, part: str) -> str:
-        """One of the processes that play this part now."""
-        return self.rng.choice(wait_until(lambda: (self.status() or Status()).processes.get(part), job=self.job))
+    def random_process(self, role: str) -> str:
+        """One of the processes of a role, `train` or `features`."""
+        processes = wait_until(lambda: (self.status() or Status()).processes.get(role), job=self.job)
+        return self.rng.choice(list(processes or ()))
 
     def end_job(self, number: int) -> None:
-        """Send the job a signal and wait for its end."""
+        """Send a signal to the job and wait for its end."""
         assert self.job is not None
         self.job.send_signal(number)
         self.stopped_at = time.time()
         self.job.wait(timeout=300)
 
     def checkpoints(self) -> list[Path]:
+        """The checkpoints of the run, oldest first."""
         return sorted((Path(self.run_dir) / "checkpoints").glob("round-*.pt"))
 
 
 Fault = Callable[[FaultContext], None]
 
 
-# ----------------------------------------------------------------------------------------------------- one process dies
+# ----------------------------------------------------------------------------------------------------- killed processes
 
 
 def training_worker(phase: str) -> Fault:
-    """One of the training workers."""
+    """Kill one training worker."""
 
     def fault(context: FaultContext) -> None:
         context.wait_for(phase)
@@ -112,13 +115,13 @@ def training_worker(phase: str) -> Fault:
 
 
 def all_training_workers(context: FaultContext) -> None:
-    """All of them."""
+    """Kill all training workers."""
     for process in context.wait_for("training").processes["train"]:
         kill(process)
 
 
 def worker_twice(context: FaultContext) -> None:
-    """And once more as soon as the run has found its feet again."""
+    """Kill a training worker, and another one soon after the run has recovered."""
     before = context.wait_for("training").processes["train"]
     kill(context.random_process("train"))
     wait_until(
@@ -129,7 +132,7 @@ def worker_twice(context: FaultContext) -> None:
 
 
 def worker_while_writing(context: FaultContext) -> None:
-    """The first worker, in the moment in which the part of a checkpoint lies on the disk."""
+    """Kill the first training worker while a checkpoint is partly written."""
     status = context.wait_for("training")
     folder = os.path.join(context.run_dir, "checkpoints")
     first = status.processes["train"][0]
@@ -142,7 +145,7 @@ def worker_while_writing(context: FaultContext) -> None:
 
 
 def pool_actor(phase: str) -> Fault:
-    """One of the actors that hold the features."""
+    """Kill one actor of the feature pool."""
 
     def fault(context: FaultContext) -> None:
         context.wait_for(phase)
@@ -151,11 +154,11 @@ def pool_actor(phase: str) -> Fault:
     return fault
 
 
-# ------------------------------------------------------------------------------------------------- machines come and go
+# -------------------------------------------------------------------------------------------- nodes that leave and join
 
 
 def node_removed(phase: str) -> Fault:
-    """A machine vanishes with everything on it."""
+    """Kill all processes of a node."""
 
     def fault(context: FaultContext) -> None:
         context.wait_for(phase)
@@ -165,14 +168,14 @@ def node_removed(phase: str) -> Fault:
 
 
 def node_added(context: FaultContext) -> None:
-    """The run works with one worker, and gets another."""
+    """Add a node to a run with one worker."""
     context.wait_for("training")
     context.test_cluster.add_node()
     wait_until(lambda: (status := context.status()) and status.workers == 2, job=context.job)
 
 
 def drained(phase: str) -> Fault:
-    """Notice, and the end of the machine when the time is up."""
+    """Announce the preemption of a node, and kill it at the deadline."""
 
     def fault(context: FaultContext) -> None:
         context.wait_for(phase)
@@ -184,11 +187,11 @@ def drained(phase: str) -> Fault:
     return fault
 
 
-# --------------------------------------------------------------------------------------------------------- the job ends
+# --------------------------------------------------------------------------------------------------------- stopped jobs
 
 
 def job_killed(phase: str) -> Fault:
-    """And started again at once."""
+    """Kill the job and restart it."""
 
     def fault(context: FaultContext) -> None:
         context.wait_for(phase)
@@ -199,7 +202,7 @@ def job_killed(phase: str) -> Fault:
 
 
 def job_stopped(number: int, phase: str, workers: str) -> Fault:
-    """And started again at once, with another number of workers."""
+    """Stop the job by a signal and restart it with another number of workers."""
 
     def fault(context: FaultContext) -> None:
         context.wait_for(phase)
@@ -211,7 +214,7 @@ def job_stopped(number: int, phase: str, workers: str) -> Fault:
 
 
 def second_job(context: FaultContext) -> None:
-    """On the same run directory: it is refused, and the first does not notice."""
+    """Start a second job on the same run directory, which must be refused."""
     context.wait_for("training")
     log = context.folder / "second.log"
     second = context.test_cluster.start_job(context.folder / "run.yaml", f"run.dir={context.run_dir}", log=log)
@@ -223,7 +226,7 @@ def second_job(context: FaultContext) -> None:
 
 
 def truncated(context: FaultContext) -> None:
-    """The newest checkpoint, while no job runs."""
+    """Truncate the newest checkpoint while no job runs."""
     context.wait_for("training")
     wait_until(lambda: len(context.checkpoints()) > 1, job=context.job)
     context.end_job(signal.SIGKILL)
@@ -233,11 +236,11 @@ def truncated(context: FaultContext) -> None:
 
 
 def disk_full(context: FaultContext) -> None:
-    """A disk of its own for the run, full for half a minute."""
+    """Fill the disk of the run for half a minute."""
     disk = context.folder / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
-    context.undo.append(lambda: _unmount(disk))
+    context.cleanups.append(lambda: _unmount(disk))
     context.run_dir = str(disk / "run")
     context.start()
     context.wait_for("training")
@@ -255,26 +258,26 @@ def _unmount(disk: Path) -> None:
     subprocess.run(["umount", "--lazy", str(disk)], check=False)
 
 
-def bucket_away(context: FaultContext) -> None:
-    """An S3 server of its own for the run, out of reach for half a minute: connections are refused."""
+def bucket_unreachable(context: FaultContext) -> None:
+    """Refuse connections to the S3 server of the run for half a minute."""
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(inner := _free_port())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    context.undo.append(server.kill)
-    wait_until(lambda: _answers(inner), seconds=60)
+    context.cleanups.append(server.kill)
+    wait_until(lambda: _is_listening(inner), seconds=60)
     outer = _free_port()
     bucket = f"s3://chaos/run?endpoint_override=127.0.0.1:{outer}&scheme=http&region=us-east-1"
-    with _relay(outer, inner) as away:
-        context.undo.append(away.close)
+    with _proxy(outer, inner) as proxy:
+        context.cleanups.append(proxy.close)
         _make_bucket(inner)
         context.run_dir = bucket
         context.start()
         context.wait_for("training")
-        away.closed = True
+        proxy.refusing = True
         time.sleep(OUTAGE_SECONDS)
-        away.closed = False
+        proxy.refusing = False
         assert context.job is not None
         context.job.wait(timeout=900)
         shutil.rmtree(context.folder / "copy", ignore_errors=True)
@@ -284,31 +287,31 @@ def bucket_away(context: FaultContext) -> None:
 
 
 class FlakyProxy:
-    """Forwards connections to a server until it is closed: storage that goes out of reach."""
+    """Forwards TCP connections to a server; refuses them while `refusing` is set."""
 
     def __init__(self, port: int, inner: int) -> None:
-        self.closed, self._over, self._inner, self._port = False, False, inner, port
+        self.refusing, self._closed, self._inner, self._port = False, False, inner, port
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._over = True
+        self._closed = True
 
     def _serve(self) -> None:
-        while not self._over:
+        while not self._closed:
             with socket.socket() as listener:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(("127.0.0.1", self._port))
                 listener.listen(64)
                 listener.settimeout(0.1)
-                while not (self.closed or self._over):
+                while not (self.refusing or self._closed):
                     with suppress(TimeoutError):
                         client, _ = listener.accept()
-                        self._pass_on(client)
-            while self.closed and not self._over:
+                        self._forward(client)
+            while self.refusing and not self._closed:
                 time.sleep(0.1)
 
-    def _pass_on(self, client: socket.socket) -> None:
+    def _forward(self, client: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self._inner))
         for source, target in ((client, server), (server, client)):
             threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
@@ -316,7 +319,7 @@ class FlakyProxy:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             source.settimeout(0.2)
-            while not self.closed:
+            while not self.refusing:
                 with suppress(TimeoutError):
                     data = source.recv(1 << 16)
                     if not data:
@@ -328,13 +331,13 @@ class FlakyProxy:
 
 
 @contextmanager
-def _relay(port: int, inner: int) -> Iterator[FlakyProxy]:
-    away = FlakyProxy(port, inner)
+def _proxy(port: int, inner: int) -> Iterator[FlakyProxy]:
+    proxy = FlakyProxy(port, inner)
     try:
-        wait_until(lambda: _answers(port), seconds=30)
-        yield away
+        wait_until(lambda: _is_listening(port), seconds=30)
+        yield proxy
     finally:
-        away.close()
+        proxy.close()
 
 
 def _make_bucket(port: int) -> None:
@@ -361,35 +364,35 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
+def _is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------------------- images
 
 
 def broken_images(context: FaultContext) -> None:
-    """Five pictures in the middle of a shard break while no job runs; the next ones go on with fewer workers.
+    """Truncate five images of a shard while no job runs, and resume with fewer workers.
 
-    Identical means: to one process that goes on from the same checkpoint with the same broken pictures. (Pictures that
-    break while workers read them are left out from the step on at which they are met, which is a matter of time.)
+    The result is compared with that of one process that resumes from the same checkpoint with the same broken images:
+    at which step a running job would meet them depends on timing.
     """
-    pictures = context.folder / "pictures"
-    _write_digits(pictures)
-    context.options.append(f"data.uri={pictures}")
+    images = context.folder / "images"
+    _write_digits(images)
+    context.options.append(f"data.uri={images}")
     context.start()
     context.wait_for("training")
     context.end_job(signal.SIGTERM)
-    for path in sorted(pictures.iterdir())[400:405]:
+    for path in sorted(images.iterdir())[400:405]:
         os.truncate(path, path.stat().st_size // 2)
     context.compare_with = str(context.folder / "copy")
     shutil.copytree(context.run_dir, context.compare_with)
     context.start("run.workers=1")
     assert context.job is not None
     context.job.wait(timeout=900)
-    named = (Path(context.run_dir) / "skipped.jsonl").read_text().splitlines()
-    assert len(named) == 5, named
+    skipped = (Path(context.run_dir) / "skipped.jsonl").read_text().splitlines()
+    assert len(skipped) == 5, skipped
 
 
 def _write_digits(folder: Path) -> None:
@@ -426,6 +429,6 @@ FAULTS: dict[str, Fault] = {
     "second job on the same directory": second_job,
     "newest checkpoint truncated": truncated,
     "disk full for 30 s": disk_full,
-    "bucket out of reach for 30 s": bucket_away,
-    "pictures broken in the middle of a shard": broken_images,
+    "bucket unreachable for 30 s": bucket_unreachable,
+    "images truncated in the middle of a shard": broken_images,
 }

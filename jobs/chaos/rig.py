@@ -1,15 +1,16 @@
-"""Break a run in every way, and compare what it ends with to a run that was never disturbed."""
+"""Scenarios of faults, and the comparison of their results with a reference run without faults."""
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
 from raycluster.types import UserError
 
+logger = logging.getLogger("chaos")
+
 RUN = """
 data: {uri: digits, shard_size: 150}
 views: {train: {size: 32, crop_scale: [0.5, 1.0]}, eval: {size: 64}}
@@ -34,28 +37,32 @@ training: {epochs: 7, global_batch: 64, microbatch: 16, mode: exact, threads: 1,
 evaluation: {max_samples: 600}
 run: {dir: unset, workers: {min: 1, max: 2}, resize_seconds: 3, checkpoint_minutes: 0.03}
 """
-MOST_APART = 1e-4
-_WORKING = ("extracting", "clustering", "training")
+TOLERANCE = 1e-4  # of weights, in fast mode
+_ACTIVE_PHASES = ("extracting", "clustering", "training")
 _SETTLE_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A run, and what happens to it in turn. first_round: in which it may begin; `starts`: a fault starts the job."""
+    """A run and its faults, in order.
+
+    options: overrides of the run. first_round: the first round with faults. fault_starts_job: the first fault starts
+    the job. tolerance: largest difference of weights from those of the reference run.
+    """
 
     faults: tuple[str, ...]
     options: tuple[str, ...] = ()
     first_round: int = 1
-    starts: bool = False
-    most_apart: float = 0.0
+    fault_starts_job: bool = False
+    tolerance: float = 0.0
 
 
 _FAST = ("training.mode=fast", "training.epochs=1")
-_SELDOM = ("run.checkpoint_minutes=60",)  # so that only what is saved in time is saved
-_TWICE = ("training.epochs=14",)  # as long, so that all happens before the run ends
-_LONG = (*_SELDOM, *_TWICE)
-_BEGINNING_ONE = ("disk full for 30 s", "bucket out of reach for 30 s", "pictures broken in the middle of a shard")
-PLAYS = (
+_RARE_CHECKPOINTS = ("run.checkpoint_minutes=60",)  # only those triggered by events
+_TWICE = ("training.epochs=14",)  # so that all faults occur before the end
+_LONG = (*_RARE_CHECKPOINTS, *_TWICE)
+_STARTING = ("disk full for 30 s", "bucket unreachable for 30 s", "images truncated in the middle of a shard")
+SCENARIOS = (
     Scenario(
         (
             "training worker killed while training",
@@ -83,7 +90,7 @@ PLAYS = (
         ),
         _TWICE,
     ),
-    Scenario(("node removed while extracting", "node added", "node removed while clustering"), _SELDOM),
+    Scenario(("node removed while extracting", "node added", "node removed while clustering"), _RARE_CHECKPOINTS),
     Scenario(
         (
             "second job on the same directory",
@@ -92,16 +99,16 @@ PLAYS = (
             "job interrupted while extracting, 0 -> 2 workers",
         )
     ),
-    *(Scenario((fault,), starts=True) for fault in _BEGINNING_ONE),
+    *(Scenario((fault,), fault_starts_job=True) for fault in _STARTING),
     Scenario(("node drained while extracting",), _LONG),
-    Scenario(("training worker killed while training",), _FAST, first_round=0, most_apart=MOST_APART),
-    Scenario(("training worker killed while extracting",), _FAST, first_round=0, most_apart=MOST_APART),
+    Scenario(("training worker killed while training",), _FAST, first_round=0, tolerance=TOLERANCE),
+    Scenario(("training worker killed while extracting",), _FAST, first_round=0, tolerance=TOLERANCE),
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fault did. repeated, recovery: seconds, of work done twice and until work went on."""
+    """The effect of a fault. repeated: seconds of repeated work. recovery: seconds until the run resumed."""
 
     fault: str
     moment: str
@@ -110,31 +117,43 @@ class Outcome:
     result: str
 
 
-def chaos(words: str, *, seed: int, out: Path) -> Iterator[Outcome]:
-    """Act the plays with a fault whose name contains `words`; yields what came of each of their faults.
+def run_scenarios(only: str, *, seed: int, out: Path) -> Iterator[Outcome]:
+    """Run the scenarios with a fault whose name contains `only`; yields the outcome of each of their faults.
 
-    out: keeps the run directories and logs of plays that failed.
+    out: keeps the run directories and logs of failed scenarios.
     """
     references: dict[tuple[str, ...], str] = {}
-    plays = [scenario for scenario in PLAYS if any(words in fault for fault in scenario.faults)]
+    selected = [scenario for scenario in SCENARIOS if any(only in fault for fault in scenario.faults)]
+    logger.info("starting a cluster of 3 nodes for %d scenarios with seed %d", len(selected), seed)
     with TestCluster() as test_cluster, tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
-        for scenario in plays:
+        for number, scenario in enumerate(selected, 1):
             options = tuple(option for option in scenario.options if option.startswith("training."))
             if options not in references:
-                references[options] = str(Path(scratch) / f"undisturbed-{len(references)}")
-                undisturbed(references[options], options)
-            folder = out / f"seed-{seed}-play-{PLAYS.index(scenario) + 1}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+                logger.info("running the reference %s", " ".join(options))
+                references[options] = str(Path(scratch) / f"reference-{len(references)}")
+                run_reference(references[options], options)
+            logger.info("scenario %d of %d", number, len(selected))
             test_cluster.restore()
-            outcomes = act(scenario, scene_of(scenario, test_cluster, folder, seed=seed), references[options])
+            with _scenario_folder(out, f"seed-{seed}-scenario-{SCENARIOS.index(scenario) + 1}") as folder:
+                context = make_context(scenario, test_cluster, folder, seed=seed)
+                outcomes = run_scenario(scenario, context, references[options])
+                if any(outcome.result.startswith("FAILED") for outcome in outcomes):
+                    shutil.copytree(folder, out / folder.name, dirs_exist_ok=True, ignore_dangling_symlinks=True)
             yield from outcomes
-            if not any(outcome.result.startswith("FAILED") for outcome in outcomes):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
-def scene_of(scenario: Scenario, test_cluster: TestCluster, folder: Path, *, seed: int) -> FaultContext:
-    """Where a play is acted: in an empty folder."""
+@contextmanager
+def _scenario_folder(out: Path, name: str) -> Iterator[Path]:
+    """An empty folder with a name of its own, removed at the end; an earlier one below `out` is removed, too."""
+    shutil.rmtree(out / name, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as scratch:
+        folder = Path(scratch) / name
+        folder.mkdir()
+        yield folder
+
+
+def make_context(scenario: Scenario, test_cluster: TestCluster, folder: Path, *, seed: int) -> FaultContext:
+    """The context of a scenario whose run lies in an empty folder."""
     (folder / "run.yaml").write_text(RUN)
     rng = random.Random(f"{seed} {scenario}")
     return FaultContext(
@@ -142,17 +161,18 @@ def scene_of(scenario: Scenario, test_cluster: TestCluster, folder: Path, *, see
     )
 
 
-def act(scenario: Scenario, context: FaultContext, reference: str) -> list[Outcome]:
-    """Let everything happen to one run, wait for its end, and compare it with the run in the directory `reference`."""
+def run_scenario(scenario: Scenario, context: FaultContext, reference: str) -> list[Outcome]:
+    """Inject all faults into one run, wait for its end, and compare it with the run in the directory `reference`."""
     outcomes: list[Outcome] = []
     known: list[int] = []
     losses: tuple[Loss, ...] = ()
     try:
-        if not scenario.starts:
+        if not scenario.fault_starts_job:
             context.start()
         for fault in scenario.faults:
             context.moment, context.stopped_at = "", 0.0
             outcomes.append(Outcome(fault, "", 0.0, 0.0, "not reached"))
+            logger.info("  %s", fault)
             FAULTS[fault](context)
             known.append(context.num_losses)
             outcomes[-1] = Outcome(fault, context.moment, 0.0, _settle(context), "")
@@ -160,23 +180,23 @@ def act(scenario: Scenario, context: FaultContext, reference: str) -> list[Outco
         losses = (context.status() or Status()).lost
         if context.compare_with is not None:
             reference = context.compare_with
-            undisturbed(reference, context.options)
-        result = compare(context.run_dir, reference, most_apart=scenario.most_apart)
+            run_reference(reference, context.options)
+        result = compare(context.run_dir, reference, tolerance=scenario.tolerance)
     except (AssertionError, TimeoutError, UserError, OSError, subprocess.SubprocessError) as error:
         result = f"FAILED: {' '.join(str(error).split())[-300:]}"
     finally:
         if context.job is not None and context.job.poll() is None:
             context.job.kill()
             context.job.wait()
-        for undo in reversed(context.undo):
-            undo()
-    for place, (first, last) in enumerate(zip(known, [*known[1:], len(losses)], strict=True)):
-        outcomes[place] = _counted(outcomes[place], losses[first:last])
+        for cleanup in reversed(context.cleanups):
+            cleanup()
+    for index, (first, last) in enumerate(zip(known, [*known[1:], len(losses)], strict=True)):
+        outcomes[index] = _with_costs(outcomes[index], losses[first:last])
     return [replace(outcome, result=outcome.result or result) for outcome in outcomes]
 
 
-def _counted(outcome: Outcome, losses: Sequence[Loss]) -> Outcome:
-    """With what the run lost between this fault and the next."""
+def _with_costs(outcome: Outcome, losses: Sequence[Loss]) -> Outcome:
+    """The outcome with the costs of the failures between this fault and the next."""
     repeated = sum(loss.seconds_repeated for loss in losses)
     return replace(
         outcome,
@@ -186,17 +206,17 @@ def _counted(outcome: Outcome, losses: Sequence[Loss]) -> Outcome:
 
 
 def _settle(context: FaultContext) -> float:
-    """Until the run works again or has passed the round; after a stop on purpose, seconds until it went on."""
+    """Wait until the run has recovered or passed the round; returns the seconds that a restart took."""
     until = time.monotonic() + _SETTLE_SECONDS
     while time.monotonic() < until and context.job is not None and context.job.poll() is None:
         status = context.status() or Status()
         losses = status.lost[context.num_losses :]
-        at_work = status.workers > 0 and status.phase in _WORKING and status.updated_at > context.stopped_at
-        if at_work and context.stopped_at and not losses:
+        active = status.workers > 0 and status.phase in _ACTIVE_PHASES and status.updated_at > context.stopped_at
+        if active and context.stopped_at and not losses:
             return status.updated_at - context.stopped_at
-        if at_work and losses and all(loss.recovery_seconds is not None for loss in losses):
+        if active and losses and all(loss.recovery_seconds is not None for loss in losses):
             break
-        if at_work and status.round > context.round:
+        if active and status.round > context.round:
             break
         time.sleep(0.05)
     return 0.0
@@ -208,27 +228,27 @@ def _finish(context: FaultContext) -> None:
     assert code == 0, f"exit code {code}: {context.log.read_text()[-500:]}"
 
 
-def undisturbed(run_dir: str, options: Sequence[str]) -> None:
-    """The same run in one process, or the rest of it if it was begun."""
+def run_reference(run_dir: str, options: Sequence[str]) -> None:
+    """Run, or resume, the same configuration in one process without faults."""
     config = parse(Config, RUN, [*options, f"run.dir={run_dir}", "run.workers=0"])
     for _ in pretrain(config, LocalWorkers()):
         pass
 
 
-def compare(run_dir: str, reference: str, *, most_apart: float = 0.0) -> str:
-    """ "identical" (or how well it agrees, if learned weights may be apart). AssertionError says what differs."""
+def compare(run_dir: str, reference: str, *, tolerance: float = 0.0) -> str:
+    """`identical`, or the difference of weights within the tolerance. Raises AssertionError if the runs differ."""
     rounds, others = (_rounds(folder) for folder in (run_dir, reference))
     numbers, steps = ([record[key] for record in rounds] for key in ("round", "steps"))
     assert numbers == list(range(len(others))), f"metrics.jsonl holds rounds {numbers}"
     assert steps == [record["steps"] for record in others], f"metrics.jsonl counts {steps} steps"
     one, two = (load_newest(folder, torch.device("cpu")) for folder in (run_dir, reference))
     assert one is not None and two is not None
-    names = [name for name in two["network"] if not (most_apart and ".running_" in name)]
+    names = [name for name in two["network"] if not (tolerance and ".running_" in name)]
     distance = max(float((one["network"][name].double() - two["network"][name].double()).abs().max()) for name in names)
-    assert distance <= most_apart, f"weights are apart by {distance:.3g}"
+    assert distance <= tolerance, f"weights differ by {distance:.3g}"
     same = [record["assignments"] for record in rounds] == [record["assignments"] for record in others]
     assert same, "assignments differ"
-    return f"agrees to {distance:.1g}" if most_apart else "identical"
+    return f"agrees to {distance:.1g}" if tolerance else "identical"
 
 
 def _rounds(run_dir: str) -> list[dict]:
@@ -238,7 +258,7 @@ def _rounds(run_dir: str) -> list[dict]:
 
 
 def row(outcome: Outcome) -> str:
-    """A line of the table in the README."""
+    """A line of the table."""
     return (
         f"| {outcome.fault} | {outcome.moment} | {outcome.repeated:.1f} | {outcome.recovery:.1f} | {outcome.result} |"
     )

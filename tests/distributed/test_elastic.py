@@ -1,4 +1,4 @@
-"""Machines and processes really go and come, from outside; `jobs/chaos.py` plays the other faults."""
+"""Nodes and processes that are killed and added from outside; `jobs/chaos.py` covers the other faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from chaos.cluster import TestCluster, kill
-from chaos.rig import Scenario, act, scene_of, undisturbed
+from chaos.rig import Scenario, make_context, run_reference, run_scenario
 
 from raycluster.distributed.train.trainer import fit
 from raycluster.monitoring.status import Status, read_status
@@ -33,15 +33,15 @@ def test_cluster() -> Iterator[TestCluster]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run_dir = str(tmp_path_factory.mktemp("undisturbed"))
-    undisturbed(run_dir, ())
+    run_dir = str(tmp_path_factory.mktemp("reference"))
+    run_reference(run_dir, ())
     return run_dir
 
 
 def test_machines_and_workers_go_and_come(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
     faults = ("training worker killed while clustering", "node removed while training", "node added")
     scenario = Scenario(faults, NEVER_IN_A_ROUND)
-    outcomes = act(scenario, scene_of(scenario, test_cluster, tmp_path, seed=0), reference)
+    outcomes = run_scenario(scenario, make_context(scenario, test_cluster, tmp_path, seed=0), reference)
     assert {outcome.result for outcome in outcomes} == {"identical"}, outcomes
     assert outcomes[2].repeated == 0, "growth waits for a checkpoint"
     status = read_status(str(tmp_path / "run"))
