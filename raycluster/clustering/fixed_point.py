@@ -1,4 +1,4 @@
-"""Sums over the rows of clusters as integers numbers, the same to the bit in any order (fixed point, 64 bits)."""
+"""Sums over the rows of clusters as 64-bit integers (fixed point): bitwise identical in any order."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to have it say 
 def tune(config: SweepConfig) -> str:
     """Carry out a sweep, from the beginning or from where its directory stands; returns what to print at the end.
 
-    Raises UserError for users' mistakes, before any trial starts where that is possible.
+    Raises UserError for users' errors, before any trial starts where that is possible.
     """
     _check_workers(config)
     sweep = open_sweep(config)
@@ -90,7 +90,7 @@ def tune(config: SweepConfig) -> str:
         try:
             tuner.fit()
         except KeyboardInterrupt:
-            raise RunStopped("interrupted; the same command goes on with the sweep") from None
+            raise RunStopped("interrupted; the same command resumes the sweep") from None
         except Exception:
             if stopper.config_error is None:
                 raise

@@ -87,7 +87,7 @@ def test_nothing_runs_on_the_head_but_jobs(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAUNCHED)
 @pytest.mark.parametrize("change", [{"max_worker": 3}, {"head_node_type": "heads"}, {"max_workers": "many"}])
-def test_mistakes_would_be_found(name: str, change: dict[str, Any]) -> None:
+def test_errors_would_be_found(name: str, change: dict[str, Any]) -> None:
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         validate_config(prepare_config({**read(name)[0], **change}))
 

@@ -72,7 +72,7 @@ def test_rows_fill_whole_batches() -> None:
     assert [whole_batches(n, 256) for n in (1, 255, 256, 257, 50_000)] == [256, 256, 256, 512, 50_176]
 
 
-def test_mistakes_are_told() -> None:
+def test_errors_are_told() -> None:
     with pytest.raises(UserError, match="none of 3 samples has a label"):
         uniform_over_clusters(np.array([-1, -1, -1]), 8, rng())
     with pytest.raises(ValueError, match="2 rows cannot visit each of 3"):

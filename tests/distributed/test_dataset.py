@@ -1,4 +1,4 @@
-"""k-means in the pool: the same bits for any blocks, any actors, any order, and after an actor died."""
+"""k-means in the pool: bitwise identical results for any blocks, any actors, any order, and after an actor died."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def wanted() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_the_same_bits_whoever_holds_the_blocks_and_whoever_dies(
+def test_the_same_bits_whichever actor_holds_the_blocks_and_whichever actor_dies(
     ray_cluster: None, wanted: dict[int, str], num_actors: int
 ) -> None:
     """1, 2, 7, 64 blocks, in order and shuffled; then all of them at once, while an actor is killed."""

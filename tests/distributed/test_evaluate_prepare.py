@@ -77,9 +77,9 @@ def test_prepared_shards_are_pre_trained_on(ray_cluster: None, tiny: Tiny, by_cl
         prepare(settings(by_class, out))
 
 
-def test_too_many_broken_pictures_are_a_mistake(ray_cluster: None, digits_folder: Path, tmp_path: Path) -> None:
+def test_too_many_broken_images_are_a_user_error(ray_cluster: None, digits_folder: Path, tmp_path: Path) -> None:
     (digits_folder / "broken.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="1 of 301 pictures could not be read"):
+    with pytest.raises(UserError, match="1 of 301 images could not be read"):
         prepare(settings(digits_folder, tmp_path / "out", "data.max_broken_fraction=0"))
 
 
@@ -95,7 +95,7 @@ def test_tables_of_every_layer(ray_cluster: None, finished: Config) -> None:
     assert float(accuracies.splitlines()[-1].split()[1]) == pytest.approx(100 * trained["knn_accuracy"], abs=0.05)
 
 
-def test_other_pictures(ray_cluster: None, finished: Config, by_class: Path) -> None:
+def test_other_images(ray_cluster: None, finished: Config, by_class: Path) -> None:
     text = evaluate_run(finished.run.dir, [f"data.uri={by_class}"])
     assert re.search(r"avgpool +\d+\.\d +\d+\.\d\n", text)
     assert "agreement: not computed, these are other images than the run's" in text

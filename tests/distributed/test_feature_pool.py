@@ -1,4 +1,4 @@
-"""The actor pool is a Features like any other, whoever holds the blocks and whoever dies."""
+"""The actor pool is a Features like any other, whichever actor holds the blocks and whichever actor dies."""
 
 from __future__ import annotations
 

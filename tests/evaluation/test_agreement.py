@@ -52,7 +52,7 @@ def test_samples_without_either_label_are_left_out() -> None:
     assert agreement.evaluate([0, 1, -1, 0], [5, 6, 5, -1]) == pytest.approx(agreement.evaluate([0, 1], [5, 6]))
 
 
-def test_mistakes_are_named() -> None:
+def test_errors_are_named() -> None:
     with pytest.raises(UserError, match=r"\(2,\) and \(3,\)"):
         agreement.evaluate([0, 1], [0, 1, 2])
     with pytest.raises(UserError, match="none of 2 samples"):

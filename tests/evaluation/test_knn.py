@@ -42,7 +42,7 @@ def test_classes_unseen_in_training_and_zero_rows_are_counted_wrong_not_fatal() 
     assert knn.evaluate(train, [0, 0, 1], np.zeros((2, 2), np.float32), [0, 9])["knn_accuracy"] == 0.5
 
 
-def test_mistakes_are_named() -> None:
+def test_errors_are_named() -> None:
     rows = np.ones((2, 3), np.float32)
     with pytest.raises(UserError, match="an integer"):
         knn.evaluate(rows, [0, -1], rows, [0, 0])

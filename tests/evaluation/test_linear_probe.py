@@ -37,7 +37,7 @@ def test_one_class_and_half_precision() -> None:
     assert linear_probe.evaluate(rows, [0, 0, 0, 0], rows, [0, 0, 0, 3])["linear_probe_accuracy"] == 0.75
 
 
-def test_mistakes_are_named() -> None:
+def test_errors_are_named() -> None:
     rows = np.ones((2, 3), np.float32)
     with pytest.raises(UserError, match="not finite"):
         linear_probe.evaluate(rows * np.nan, [0, 1], rows, [0, 1])

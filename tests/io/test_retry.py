@@ -58,7 +58,7 @@ def test_nobody_waits_unasked() -> None:
     assert disk.attempts == 1
 
 
-def test_whoever_is_asked_to_stop_does_not_wait() -> None:
+def test_the_process_that_is_asked_to_stop_does_not_wait() -> None:
     disk, began = Disk(), time.monotonic()
     with pytest.raises(UserError), retry_context(600, stopping=lambda: True):
         storage.attempt("write", "/disk/file", disk.write)

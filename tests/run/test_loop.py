@@ -169,7 +169,7 @@ def test_other_settings_in_the_same_directory_are_refused(finished: Config, tiny
         ("method.num_clusters=5000", "5000 clusters, but digits holds 1797 images"),
     ],
 )
-def test_mistakes_are_told_before_any_work_and_can_be_mended(
+def test_errors_are_told_before_any_work_and_can_be_mended(
     tiny: Tiny, tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
@@ -183,7 +183,7 @@ def test_probes_are_checked_with_the_other_settings(tiny: Tiny, tmp_path: Path) 
         tiny(tmp_path, "evaluation.probes=[knn, agreement]")
 
 
-def test_test_pictures_without_labels_are_refused_early(tiny: Tiny, tmp_path: Path, digits_folder: Path) -> None:
+def test_test_images_without_labels_are_refused_early(tiny: Tiny, tmp_path: Path, digits_folder: Path) -> None:
     with pytest.raises(UserError, match="has no labels to evaluate against"):
         validate_and_initialize(tiny(tmp_path / "run", f"evaluation.test_uri={digits_folder}"))
 

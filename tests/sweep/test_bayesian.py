@@ -27,7 +27,7 @@ def search(direction: str) -> list[tuple[Values, float | None]]:
     return tried
 
 
-def test_proposals_beat_random_search_without_repetition() -> None:
+def test_proposals_surpass_random_search_without_repetition() -> None:
     for direction in ("max", "min"):
         tried = [values for values, _ in search(direction)]
         late = sum(objective(values) for values in tried[20:]) / 20

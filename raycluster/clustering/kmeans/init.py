@@ -95,7 +95,7 @@ def pick_split_clusters(sizes: NDArray[np.int64], rng: np.random.Generator) -> l
 
 
 def split_centroids(centroids: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> None:
-    """Give empty clusters one half of their donors, in index: its centroid times 1 +- 1/1024, by dimension (faiss)."""
+    """Split clusters for empty ones, in place: each half is the centroid times 1 +- 1/1024, by dimension (faiss)."""
     distance = np.where(np.arange(centroids.shape[1]) % 2 == 0, _SPLIT, -_SPLIT).astype(np.float32)
     for empty, donor in pairs:
         centroids[empty] = centroids[donor] * (1 + distance)
