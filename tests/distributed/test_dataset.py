@@ -66,7 +66,7 @@ def wanted() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_the_same_bits_whichever actor_holds_the_blocks_and_whichever actor_dies(
+def test_results_are_bitwise_identical_for_any_actors_and_deaths(
     ray_cluster: None, wanted: dict[int, str], num_actors: int
 ) -> None:
     """1, 2, 7, 64 blocks, in order and shuffled; then all of them at once, while an actor is killed."""

@@ -101,7 +101,7 @@ def test_other_images(ray_cluster: None, finished: Config, by_class: Path) -> No
     assert "agreement: not computed, these are other images than the run's" in text
 
 
-def test_mistakes(ray_cluster: None, finished: Config, digits_folder: Path) -> None:
+def test_errors(ray_cluster: None, finished: Config, digits_folder: Path) -> None:
     with pytest.raises(UserError, match=r"conv7.*conv1, conv2, conv3, avgpool"):
         evaluate_run(finished.run.dir, ["evaluation.layer=conv7"])
     with pytest.raises(UserError, match="has no labels to evaluate against"):

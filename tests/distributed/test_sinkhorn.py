@@ -52,7 +52,7 @@ def wanted() -> str:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_the_same_bits_whichever actor_holds_the_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
+def test_the_same_bits_any_actor_holds_the_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
     for num_blocks in (1, 7, 64) if num_actors == 2 else (7,):
         assert digest(sinkhorn(pooled(actors, num_blocks), HEADS, rounding="exact")) == wanted
