@@ -22,6 +22,7 @@ from raycluster.distributed.session import ray_session
 from raycluster.distributed.workers import RayWorkers
 from raycluster.evaluation.metrics import agreement
 from raycluster.evaluation.runner import Evaluation
+from raycluster.io import storage
 from raycluster.io.assignments import read_label_sets
 from raycluster.io.run_paths import RunPaths
 from raycluster.models.backbone import Backbone
@@ -82,7 +83,10 @@ def agreement_with_run(run_dir: str, manifest: Manifest) -> dict[str, dict[str, 
     listed_alike = own.source["uri"] == manifest.source["uri"] and own.fingerprint == manifest.fingerprint
     if manifest.labels is None or not (listed_alike or _same_content(own, samples, manifest, others)):
         return None
-    truth, label_sets = manifest.labels[others], read_label_sets(RunPaths(run_dir).assignments)
+    truth, folder = manifest.labels[others], RunPaths(run_dir).assignments
+    label_sets = read_label_sets(folder) if storage.exists(folder) else ()
+    if any(len(one.labels) != own.num_samples for one in label_sets):  # of crops of the images
+        return {}
     return {f"label_{head}": agreement.evaluate(one.labels[samples], truth) for head, one in enumerate(label_sets)}
 
 

@@ -170,9 +170,14 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def agreement_table(rows: dict[str, dict[str, float]] | None) -> str:
-    """Agreement of each head's clusters with the true labels. None: the images are not those of the run."""
+    """Agreement of each head's clusters with the true labels. None: the images are not those of the run.
+
+    Empty: the run has no labels of images.
+    """
     if rows is None:
         return "agreement: not computed, these are other images than the run's, or those can no longer be read"
+    if not rows:
+        return "agreement: the run assigns no labels to images"
     return grid(
         "agreement",
         {head: {name.replace("_", " "): f"{value:.3f}" for name, value in row.items()} for head, row in rows.items()},
