@@ -33,16 +33,20 @@ pretrain: $(STAMP) ## pre-train on CONFIG (default: handwritten digits, minutes 
 	$(BIN)/python jobs/pretrain.py $(CONFIG) $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## run all tests; ARGS="-k kmeans" selects some
-	$(BIN)/python -m pytest --durations=15 $(ARGS)
+test: $(STAMP) ## run the tests, without the slow ones; ARGS="-k kmeans" selects some
+	$(BIN)/python -m pytest -m "not slow" --durations=25 $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## run the slow tests: large networks, gigabytes of memory
+	$(BIN)/python -m pytest -m slow --durations=15 $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## run the tests that need no Ray cluster
-	$(BIN)/python -m pytest -m "not ray" $(ARGS)
+	$(BIN)/python -m pytest -m "not ray and not slow" $(ARGS)
 
 .PHONY: test-ray
 test-ray: $(STAMP) ## run the tests on a Ray cluster: failures, growth, elasticity
-	$(BIN)/python -m pytest -m ray --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -m "ray and not slow" --durations=15 $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## check style and types
