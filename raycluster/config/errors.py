@@ -45,7 +45,9 @@ class ConfigError(NamedTuple):
         return f"{self.path}: {seen}; wanted {self.wanted}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-_hints: Callable[[type[Any]], dict[str, Any]] = cache(partial(typing.get_type_hints, include_extras=True))
+_hints = typing.cast(
+    "Callable[[type[Any]], dict[str, Any]]", cache(partial(typing.get_type_hints, include_extras=True))
+)
 """Type hints of a settings class; their evaluation dominates the time of a validation."""
 
 
