@@ -43,7 +43,7 @@ def main(*words: str) -> None:
 def _exit(number: int, frame: object) -> None:
     """Unwind the stack, which ends all processes and removes temporary folders, once."""
     for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, lambda *_: None)  # SIG_IGN would raise if the signal is already pending
     sys.exit(128 + number)
 
 

@@ -32,6 +32,6 @@ def parse_arguments(run: Callable[..., str], words: Sequence[str]) -> dict[str, 
     defaults = {
         name: item.default for name, item in signature(run).parameters.items() if item.default is not item.empty
     }
-    parameters = settings(type("Parameters", (), {"__annotations__": hints, "__doc__": run.__doc__, **defaults}))
+    parameters: Any = settings(type("Parameters", (), {"__annotations__": hints, "__doc__": run.__doc__, **defaults}))
     found = load(parameters, None, words)
     return {name: getattr(found, name) for name in hints}

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,8 @@ class TestCluster:
                 "include_dashboard": False,
                 "temp_dir": folder,
             }
-            self.cluster = Cluster(initialize_head=True, head_node_args=head)
+            with _keep_sigterm_handler():
+                self.cluster = Cluster(initialize_head=True, head_node_args=head)
             stack.callback(self.cluster.shutdown)
             self.restore()
             self._cleanup = stack.pop_all()
@@ -75,7 +76,8 @@ class TestCluster:
     def add_node(self) -> Any:
         """Add a node; returns when it has joined."""
         resources: dict[str, Any] = {"num_cpus": 1, "resources": {TRAIN_SLOT: 1}, "object_store_memory": 150_000_000}
-        node = self.cluster.add_node(**resources)
+        with _keep_sigterm_handler():
+            node = self.cluster.add_node(**resources)
         self.nodes.append(node)
         return node
 
@@ -109,6 +111,16 @@ class TestCluster:
                 stderr=out,
                 start_new_session=True,
             )
+
+
+@contextmanager
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Undo the replacement of the handler by Ray, whose own drains every node for 30 s before it exits."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _set_variable(name: str, value: str | None) -> None:

@@ -6,8 +6,9 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache, partial
 from itertools import islice
 from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -42,6 +43,12 @@ class ConfigError(NamedTuple):
             return f"{self.path}: {self.remedy}"
         seen = "missing" if self.seen is None else f"seen {self.seen}"
         return f"{self.path}: {seen}; wanted {self.wanted}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+_hints = typing.cast(
+    "Callable[[type[Any]], dict[str, Any]]", cache(partial(typing.get_type_hints, include_extras=True))
+)
+"""Type hints of a settings class; their evaluation dominates the time of a validation."""
 
 
 def report(source: str, config_errors: Sequence[ConfigError | str]) -> str:
@@ -112,7 +119,7 @@ def _use_instead(item: dict[str, Any], section: type[Any] | None, key: str) -> s
 
 
 def _is_optional(section: type[Any], key: str) -> bool:
-    return type(None) in _members(typing.get_type_hints(section, include_extras=True)[key])
+    return type(None) in _members(_hints(section)[key])
 
 
 def _rename(cls: type[Any], tree: dict[str, Any], key: str, names: Sequence[str]) -> str:
@@ -131,7 +138,7 @@ def _rename(cls: type[Any], tree: dict[str, Any], key: str, names: Sequence[str]
 
 def _setting_paths(cls: type[Any], tree: Any, prefix: str = "") -> Iterator[str]:
     """The dotted path of every setting. tree: chooses the classes of sections that have a name."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         value = tree.get(field.name) if isinstance(tree, dict) else None
         section = _section_class(hints[field.name], value)
@@ -153,7 +160,7 @@ def _walk(cls: type[Any], tree: Any, location: Location) -> tuple[Location, Any,
         known = _section_class(hint, tree)
         is_key = isinstance(tree, dict) and key in tree
         is_item = isinstance(tree, (list, tuple)) and isinstance(key, int) and key < len(tree)
-        hints = typing.get_type_hints(known, include_extras=True) if known else {}
+        hints = _hints(known) if known else {}
         if not (is_key or is_item or key in hints):
             continue
         path, section = (*path, key), known
@@ -184,7 +191,7 @@ def _members(hint: Any) -> Iterator[Any]:
 
 def booleans_for_numbers(cls: type[Any], tree: dict[str, Any]) -> Iterator[ConfigError]:
     """Errors of booleans given as numbers, also as ``yes`` and ``on``: pydantic would read ``epochs: true`` as 1."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     for key, value in tree.items():
         members = list(_members(hints.get(key)))
         accepted = any(member is bool or member is value for member in members)
