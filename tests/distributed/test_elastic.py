@@ -1,4 +1,4 @@
-"""Machines and processes really go and come, from outside; `jobs/chaos.py` plays the other faults."""
+"""Nodes and processes are killed and added from outside; `jobs/chaos.py` injects the other faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raycluster.types import UserError
 pytestmark = pytest.mark.ray
 
 Tiny = Callable[..., Config]
-NEVER_IN_A_ROUND = ("run.checkpoint_minutes=60",)
+NO_CHECKPOINTS_WITHIN_ROUNDS = ("run.checkpoint_minutes=60",)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_dir
 
 
-def test_machines_and_workers_go_and_come(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
+def test_lost_and_added_nodes_and_workers(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
     faults = ("training worker killed while clustering", "node removed while training", "node added")
-    scenario = Scenario(faults, NEVER_IN_A_ROUND)
+    scenario = Scenario(faults, NO_CHECKPOINTS_WITHIN_ROUNDS)
     outcomes = act(scenario, scene_of(scenario, test_cluster, tmp_path, seed=0), reference)
     assert {outcome.result for outcome in outcomes} == {"identical"}, outcomes
     assert outcomes[2].repeated == 0, "growth waits for a checkpoint"
@@ -49,7 +49,7 @@ def test_machines_and_workers_go_and_come(test_cluster: TestCluster, reference: 
     assert len(status.lost) == 3 and all(loss.recovery_seconds for loss in status.lost)
 
 
-def test_more_losses_than_forgiven_end_with_a_sentence(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+def test_more_losses_than_max_failures_end_the_run(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(tmp_path, "training.epochs=50", "run.workers=1", "run.max_failures=0")
 
     def kill_the_worker() -> None:
