@@ -1,4 +1,4 @@
-"""Sweeps on Ray Tune: Tune owns the trials, every trial is an ordinary run, Train owns the workers of a run."""
+"""Sweeps on Ray Tune. Every trial is an ordinary run; Ray Train owns the workers of a trial that has any."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from raycluster.sweep.trials import ensure_prepared, manifest_uri
 from raycluster.training.determinism import prepare_process
 from raycluster.types import RunStopped, UserError
 
-HEAD = "node:__internal_head__"  # what every cluster has once and nothing else asks for
-TRIES = 3  # at a trial whose process dies
+HEAD = "node:__internal_head__"  # a resource that every cluster has once and nothing else requests
+TRIES = 3  # of a trial whose process dies
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to have it say nothing
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the only way to silence it
 
 
 def tune(config: SweepConfig) -> str:
-    """Carry out a sweep, from the beginning or from where its directory stands; returns what to print at the end.
+    """Run a sweep, from the beginning or from the state in its directory; returns the summary to print.
 
     Raises UserError for users' errors, before any trial starts where that is possible.
     """
@@ -98,7 +98,7 @@ def tune(config: SweepConfig) -> str:
     write_outputs(sweep)
     failed = [row.reason for row in sweep.rows() if row.status == "failed"]
     if failed and sweep.best() is None:
-        raise UserError(f"no trial ran to its end; the first that failed says: {failed[0]}")
+        raise UserError(f"no trial finished; the first that failed: {failed[0]}")
     return summary(sweep)
 
 
@@ -106,15 +106,15 @@ def _check_workers(config: SweepConfig) -> None:
     if isinstance(config.run.workers, Elastic):
         raise UserError(
             f"run.workers: seen {config.run.workers}; wanted a fixed number in a sweep, since two elastic trials would "
-            "take workers from each other: 0 to train in the trial's own process, or how many each trial has"
+            "take workers from each other: 0 to train in the trial's own process, or the workers of each trial"
         )
 
 
 def _resources(config: SweepConfig) -> tuple[dict[str, float], int | None]:
-    """What a trial asks for, and how many may run at a time (None: as many as there are resources for).
+    """The resources a trial requests, and how many trials may run at a time (None: as many as the resources allow).
 
-    A trial that trains in its own process asks for its processors (and a GPU) and starts nothing else. One that has
-    training workers asks for nothing that these, or reading, could wait for. Hence no trial ever waits for another.
+    A trial that trains in its own process requests its CPUs (and a GPU) and starts nothing else. One with training
+    workers requests nothing that these, or reading, could wait for. Hence no trial ever waits for another.
     """
     total = ray.cluster_resources()
     workers = config.run.workers_wanted()[1]
@@ -131,14 +131,14 @@ def _resources(config: SweepConfig) -> tuple[dict[str, float], int | None]:
 
 
 class _Unsaved:
-    """What Tune saves of itself is never read, since the run directories say it all: so nothing is saved."""
+    """Excludes state from Tune's snapshots, which are never read: a sweep resumes from its run directories."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Search(_Unsaved, Searcher):
-    """Hands Tune the trials of a sweep, and tells the sweep when they are over."""
+    """Gives the trials of a sweep to Tune, and tells the sweep when they end."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Search(_Unsaved, Searcher):
 
 
 class StopRequests:
-    """Names of trials that are to end themselves. If it is lost with them, they hear it after their next round."""
+    """The names of trials that must stop themselves. If this actor is lost, they stop after their next round."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -181,16 +181,16 @@ class StopRequests:
 
 
 class _Stopper(_Unsaved, FIFOScheduler):
-    """Asks the sweep after every round whether a trial goes on.
+    """Asks the sweep after every round whether a trial continues.
 
-    One with training workers is told to end, where Tune would kill it: then Ray would never give its workers' places
-    back, or only where it has a dashboard.
+    A trial with training workers is asked to stop. Tune would kill it, and Ray would then release the resources of its
+    workers only where it has a dashboard.
     """
 
     def __init__(self, sweep: Sweep, stop_requests: ActorHandle | None) -> None:
         super().__init__()
         self._sweep, self._stop_requests = sweep, stop_requests
-        self.config_error: UserError | None = None  # Tune would make text of it
+        self.config_error: UserError | None = None  # Tune would convert it to text
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         try:
@@ -205,7 +205,7 @@ class _Stopper(_Unsaved, FIFOScheduler):
 
 
 class _TrialReporter(ConsoleReporter):
-    """Shows a run as always, reports its rounds to Tune, and stops it when it is told to."""
+    """Shows a run, reports its rounds to Tune, and stops the run when the sweep asks for it."""
 
     def __init__(self, config: Config, name: str, stop_requests: ActorHandle | None) -> None:
         super().__init__(config)
@@ -215,9 +215,8 @@ class _TrialReporter(ConsoleReporter):
         super().handle(event)
         if isinstance(event, Round):
             ray.tune.report({"record": json.dumps(event.record)})  # as text: Tune would flatten it
-            if self._stop_requests is not None and ray.get(
-                self._stop_requests.has.remote(self._name)
-            ):  # Tune has decided by now
+            # The report returns after the scheduler has decided.
+            if self._stop_requests is not None and ray.get(self._stop_requests.has.remote(self._name)):
                 request_stop("")
 
 
@@ -229,7 +228,7 @@ def _run_trial(
     feature_cache: ActorHandle,
     stop_requests: ActorHandle | None,
 ) -> None:
-    """The very same run as `jobs/pretrain.py` makes of the configuration in the run directory."""
+    """The same run as `jobs/pretrain.py` with the configuration in the run directory."""
     prepare_process()
     run_dir = trial["run_dir"]
     config = parse(Config, read_config_text(run_dir))
@@ -242,17 +241,22 @@ def _run_trial(
         workers = SharingWorkers(shared_images, feature_cache, _key(config), begins=not list_checkpoints(run_dir))
         for event in pretrain(config, workers):
             reporter.handle(event)
-    except RunStopped:  # only the sweep asks for it here
+    except RunStopped:  # at the request of the sweep
         return
-    except UserError as error:  # not raised, since Tune would only try again
+    except UserError as error:  # not raised: Tune would retry the trial
         ray.tune.report({"failed": str(error)})
     finally:
         reporter.close()
 
 
 def _key(config: Config) -> str:
-    """Names all that first features depend on: images, how they are seen, weights, and what is taken as features."""
+    """Identifies all that first features depend on: images, views, weights, and the requested features."""
     method, evaluation = config.method, config.evaluation
+<<<<<<< HEAD
     taken = method.feature_request(0)
     parts = (config.data, config.views, config.model, config.seed, taken, evaluation.layer, evaluation.test_uri)
+=======
+    request = method.feature_request()
+    parts = (config.data, config.views, config.model, config.seed, request, evaluation.layer, evaluation.test_uri)
+>>>>>>> h/ray
     return sha256(repr(parts).encode()).hexdigest()[:16]

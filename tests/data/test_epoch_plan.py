@@ -26,7 +26,7 @@ def blocks(chunks: Iterable[Chunk], rows: int = 3) -> Iterator[ImageBlock]:
 
 def visits(batches: Iterable[dict[int, StepRows]]) -> list[dict[int, list[tuple[int, ...]]]]:
     return [
-        {stream: [tuple(i) for i in images[:, 0, 0]] for stream, (_, images, _) in step.items()} for step in batches
+        {stream: [tuple(i) for i in images[:, 0, 0]] for stream, (_, images, *_) in step.items()} for step in batches
     ]
 
 
@@ -131,7 +131,7 @@ def test_no_stream_waits_for_more_than_it_holds() -> None:
 
     used = 0
     for step in steps(counted(), range(4), 5):
-        used += sum(len(samples) for samples, _, _ in step.values())
+        used += sum(len(rows.samples) for rows in step.values())
         assert sum(arrived) - used <= 4 * 50
 
 

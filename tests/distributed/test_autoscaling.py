@@ -1,4 +1,4 @@
-"""A real autoscaler on one machine: the run asks for nodes, grows with them, survives one, and lets all of them go."""
+"""A real autoscaler on one machine: the run requests nodes, grows with them, survives the loss of one, releases all."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ pytestmark = pytest.mark.ray
 Tiny = Callable[..., Config]
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 240
-EPOCHS = 10_000  # more than there is time for
-STOPPED = 130  # what a job exits with that was asked to stop
-HEAD_TYPE = "ray.head.default"  # by this name the provider knows its head
+EPOCHS = 10_000  # more than the test lasts
+STOPPED = 130  # the exit code of a job that was asked to stop
+HEAD_TYPE = "ray.head.default"  # the name that the provider expects
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the provider's first
 
 
@@ -162,13 +162,13 @@ def cluster() -> Iterator[AutoscalingCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_grows_with_its_nodes_survives_one_and_lets_them_go(
+def test_grows_with_nodes_survives_a_loss_and_releases_them(
     cluster: AutoscalingCluster, tiny: Tiny, tiny_yaml: str, tmp_path: Path
 ) -> None:
     run, path, log = tmp_path / "run", tmp_path / "tiny.yaml", tmp_path / "log"
     path.write_text(tiny_yaml)
     words = [f"run.dir={run}", f"training.epochs={EPOCHS}", "run.checkpoint_minutes=1e-9", "run.resize_seconds=0.5"]
-    words += ["run.workers={min: 1, max: 2}", "run.device=cpu"]  # no node yet that could tell
+    words += ["run.workers={min: 1, max: 2}", "run.device=cpu"]  # there is no node yet to detect it from
     with log.open("w") as out:
         job = subprocess.Popen(
             [sys.executable, "jobs/pretrain.py", str(path), *words],
@@ -217,7 +217,7 @@ def test_grows_with_its_nodes_survives_one_and_lets_them_go(
 
 
 def through_round(config: Config, last: int) -> None:
-    """Go on, in this process, to the end of a round; the run as a whole would be longer than any test."""
+    """Resume in this process to the end of a round; the whole run would outlast the test."""
     for event in (events := pretrain(config, LocalWorkers())):
         if isinstance(event, Round) and event.record["round"] == last:
             break

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """k-means in the pool: bitwise identical results for any blocks, any actors, any order, and after an actor died."""
+=======
+"""k-means in the pool: bitwise identical for any blocks, any actors, any order, and after an actor died."""
+>>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ def digest(found: KMeans) -> str:
 
 
 def pooled(actors: list[ActorHandle], num_blocks: int, *, shuffled: bool) -> PooledFeatures:
-    """Blocks of rows in any order, dealt out to the actors in any order."""
+    """Blocks of rows in any order, assigned to the actors in any order."""
     rng = np.random.default_rng(num_blocks)
     order = rng.permutation(NUM_ROWS) if shuffled else np.arange(NUM_ROWS)
     blocks = [Block(part, rows()[part]) for part in np.array_split(order, num_blocks)]
@@ -66,7 +70,11 @@ def wanted() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
+<<<<<<< HEAD
 def test_results_are_bitwise_identical_for_any_actors_and_deaths(
+=======
+def test_bitwise_identical_for_any_blocks_and_after_a_death(
+>>>>>>> h/ray
     ray_cluster: None, wanted: dict[int, str], num_actors: int
 ) -> None:
     """1, 2, 7, 64 blocks, in order and shuffled; then all of them at once, while an actor is killed."""
@@ -91,7 +99,7 @@ def test_results_are_bitwise_identical_for_any_actors_and_deaths(
         ray.kill(actor)
 
 
-def test_a_whitened_copy_is_made_again_when_its_actor_dies(ray_cluster: None) -> None:
+def test_a_whitened_copy_is_restored_when_its_actor_dies(ray_cluster: None) -> None:
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
     local = whiten(LocalFeatures([Block(np.arange(NUM_ROWS), rows())]), 8)
     whitened = whiten(pooled(actors, 7, shuffled=True), 8)
@@ -123,7 +131,7 @@ def _join(left: dict[int, int], right: dict[int, int]) -> dict[int, int]:
     return {who: left.get(who, 0) + right.get(who, 0) for who in left | right}
 
 
-def test_a_tree_grows_alike_on_several_actors(ray_cluster: None) -> None:
+def test_a_tree_is_identical_on_several_actors(ray_cluster: None) -> None:
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
     here = raycluster.kmeans_tree(rows(), [4, 25], iterations=4)
     there = raycluster.kmeans_tree(pooled(actors, 7, shuffled=True), [4, 25], iterations=4)

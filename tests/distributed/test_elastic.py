@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Nodes and processes that are killed and added from outside; `jobs/chaos.py` covers the other faults."""
+=======
+"""Nodes and processes are killed and added from outside; `jobs/chaos.py` injects the other faults."""
+>>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from raycluster.types import UserError
 pytestmark = pytest.mark.ray
 
 Tiny = Callable[..., Config]
-NEVER_IN_A_ROUND = ("run.checkpoint_minutes=60",)
+NO_CHECKPOINTS_WITHIN_ROUNDS = ("run.checkpoint_minutes=60",)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +42,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_dir
 
 
-def test_machines_and_workers_go_and_come(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
+def test_lost_and_added_nodes_and_workers(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
     faults = ("training worker killed while clustering", "node removed while training", "node added")
+<<<<<<< HEAD
     scenario = Scenario(faults, NEVER_IN_A_ROUND)
     outcomes = run_scenario(scenario, make_context(scenario, test_cluster, tmp_path, seed=0), reference)
+=======
+    scenario = Scenario(faults, NO_CHECKPOINTS_WITHIN_ROUNDS)
+    outcomes = act(scenario, scene_of(scenario, test_cluster, tmp_path, seed=0), reference)
+>>>>>>> h/ray
     assert {outcome.result for outcome in outcomes} == {"identical"}, outcomes
     assert outcomes[2].repeated == 0, "growth waits for a checkpoint"
     status = read_status(str(tmp_path / "run"))
@@ -49,7 +58,7 @@ def test_machines_and_workers_go_and_come(test_cluster: TestCluster, reference: 
     assert len(status.lost) == 3 and all(loss.recovery_seconds for loss in status.lost)
 
 
-def test_more_losses_than_forgiven_end_with_a_sentence(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+def test_more_losses_than_max_failures_end_the_run(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(tmp_path, "training.epochs=50", "run.workers=1", "run.max_failures=0")
 
     def kill_the_worker() -> None:

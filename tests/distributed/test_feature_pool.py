@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The actor pool is a Features like any other, whichever actor holds the blocks and whichever actor dies."""
+=======
+"""The actor pool behaves like LocalFeatures, for any number of actors and after an actor died."""
+>>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ def filled(num_actors: int, order: list[int]) -> FeaturePoolClient:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_same_bits_for_any_number_of_actors(ray_cluster: None, num_actors: int) -> None:
+def test_bitwise_identical_for_any_number_of_actors(ray_cluster: None, num_actors: int) -> None:
     order = list(np.random.default_rng(num_actors).permutation(7))
     ours, local = filled(num_actors, order).features("v"), LocalFeatures(blocks())
     here, there = (kmeans(whiten(features, 8), 12, seed=3) for features in (local, ours))
@@ -45,12 +49,12 @@ def test_same_bits_for_any_number_of_actors(ray_cluster: None, num_actors: int) 
     assert here.inertia == there.inertia
 
 
-def test_rows_in_the_order_asked(ray_cluster: None) -> None:
+def test_rows_in_the_order_requested(ray_cluster: None) -> None:
     samples = np.array([650, 3, 104, 3])
     assert np.array_equal(filled(2, list(range(7))).features("v").rows(samples), LocalFeatures(blocks()).rows(samples))
 
 
-def test_killed_actor_is_noticed_and_only_its_shards_are_missing(ray_cluster: None) -> None:
+def test_only_the_shards_of_a_killed_actor_are_missing(ray_cluster: None) -> None:
     pool = filled(2, list(range(7)))
     features = pool.features("v")
     os.kill(ray.get(pool.actors[1].pid.remote()), signal.SIGKILL)

@@ -145,7 +145,7 @@ def cluster() -> Iterator[Cluster]:
     }
     words = f"start --head --block --port={port} --dashboard-port={dashboard} --ray-client-server-port={client}".split()
     words.append('--resources={"train_slot": 1}')
-    words.append(f"--dashboard-agent-listen-port={agent}")  # the other clusters of this machine want the default, too
+    words.append(f"--dashboard-agent-listen-port={agent}")  # other clusters of this machine use the default
     head_environment = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(
@@ -216,17 +216,21 @@ def test_submitted_killed_and_submitted_again_equals_undisturbed(
     assert packages and uploaded < 5_000_000, "something that .gitignore should name was uploaded"
 
 
+<<<<<<< HEAD
 def test_errors_come_through_as_they_are(cluster: Cluster, yaml_file: Path, tmp_path: Path) -> None:
+=======
+def test_user_errors_are_printed_unchanged(cluster: Cluster, yaml_file: Path, tmp_path: Path) -> None:
+>>>>>>> h/ray
     done = cluster.submit("wrong", yaml_file, f"run.dir={tmp_path}", "data.uri=/nowhere", wait=True)
     assert done.returncode != 0
     assert "error: data.uri = /nowhere: there is nothing at /nowhere" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_submitted_sweep_stops_trials_whose_workers_are_given_back(
+def test_a_submitted_sweep_releases_the_workers_of_stopped_trials(
     cluster: Cluster, yaml_file: Path, tmp_path: Path
 ) -> None:
-    """One training worker at a time has a place: a trial that starts after another was stopped shows that it left."""
+    """There is one training slot: a trial that starts after another was stopped shows that its worker was released."""
     search = ["search={method.num_clusters: [10, 20, 40]}", "run.workers=1", "training.epochs=2", "run.actors=1"]
     judged = ["sweep.objective=loss", "sweep.direction=min", "sweep.early_stopping=asha", "sweep.grace_epochs=1"]
     words = [yaml_file, f"run.dir={tmp_path}", *search, *judged, "sweep.reduction=2", "seed=1"]

@@ -32,10 +32,12 @@ def hide(path, mentions):
             pass
         setattr(owner, last, replacement)
         return
-    owner = next((one for one in getattr(owner, "__mro__", ()) if last in vars(one)), owner)
+    classes = owner.__mro__ if isinstance(owner, type) else [owner] if last in vars(owner) else type(owner).__mro__
     try:
-        delattr(type(owner) if last not in vars(owner) else owner, last)
-    except TypeError:  # of a compiled class: hide the class
+        for one in classes:
+            if last in vars(one):
+                delattr(one, last)
+    except (TypeError, AttributeError):  # of a compiled class or an enum: hide the class
         delattr(importlib.import_module(module), parents[0])
 """
 

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Sinkhorn in the pool: bitwise identical results for any blocks, any actors, any order, and after an actor died."""
+=======
+"""Sinkhorn in the pool: bitwise identical for any blocks, any actors, any order, and after an actor died."""
+>>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ def digest(found: Sinkhorn) -> str:
 
 
 def pooled(actors: list[ActorHandle], num_blocks: int) -> PooledFeatures:
-    """Blocks of rows in any order, dealt out to the actors in any order."""
+    """Blocks of rows in any order, assigned to the actors in any order."""
     rng = np.random.default_rng(num_blocks)
     blocks = [Block(part, VALUES[part]) for part in np.array_split(rng.permutation(NUM_ROWS), num_blocks)]
     version = uuid.uuid4().hex
@@ -52,7 +56,11 @@ def wanted() -> str:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
+<<<<<<< HEAD
 def test_the_same_bits_any_actor_holds_the_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
+=======
+def test_bitwise_identical_for_any_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
+>>>>>>> h/ray
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
     for num_blocks in (1, 7, 64) if num_actors == 2 else (7,):
         assert digest(sinkhorn(pooled(actors, num_blocks), HEADS, rounding="exact")) == wanted
@@ -60,7 +68,7 @@ def test_the_same_bits_any_actor_holds_the_blocks(ray_cluster: None, wanted: str
         ray.kill(actor)
 
 
-def test_an_actor_that_dies_in_the_middle_changes_no_bit(ray_cluster: None, wanted: str) -> None:
+def test_bitwise_identical_after_an_actor_died(ray_cluster: None, wanted: str) -> None:
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
     features, folds = pooled(actors, 7), 0
     fold = features.fold

@@ -1,4 +1,4 @@
-"""Real Ray Train: any number of workers ends with the bits of one process that knows no Ray."""
+"""Ray Train: any number of workers gives the bitwise identical result of one process without Ray."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_same(one: dict, other: dict) -> None:
 
 
 @pytest.mark.parametrize("workers", ["0", "{min: 1, max: 3}"])
-def test_same_bits_for_any_number_of_workers(
+def test_bitwise_identical_for_any_number_of_workers(
     ray_cluster: None, undisturbed: dict, tiny: Tiny, tmp_path: Path, workers: str
 ) -> None:
     config = tiny(tmp_path, f"run.workers={workers}", "run.actors=2")
@@ -64,6 +64,10 @@ def test_more_workers_than_microbatches_are_refused(ray_cluster: None, tiny: Tin
         fit(tiny(tmp_path, "run.workers=9"))
 
 
+<<<<<<< HEAD
 def test_errors_inside_workers_come_out_as_they_are(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+=======
+def test_user_errors_in_workers_are_raised_unchanged(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+>>>>>>> h/ray
     with pytest.raises(UserError, match="5000 clusters"):
         fit(tiny(tmp_path, "method.num_clusters=5000", "run.workers=1"))

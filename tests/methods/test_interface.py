@@ -125,7 +125,7 @@ def test_samples_are_crops(finished: Config) -> None:
 
 @pytest.mark.parametrize("asked", [12, 30, 75])
 def test_resumed_with_other_numbers_of_clusters(finished: Config, signs: Signs, tmp_path: Path, asked: int) -> None:
-    config, questions = signs(tmp_path, "run.checkpoint_minutes=1e-9"), count()
+    config, questions = signs(tmp_path), count()
     with pytest.raises(RunStopped):
         list(pretrain(config, LocalWorkers(stopping=lambda: next(questions) >= asked)))
     list(pretrain(config, LocalWorkers()))
