@@ -252,11 +252,6 @@ def _run_trial(
 def _key(config: Config) -> str:
     """Identifies all that first features depend on: images, views, weights, and the requested features."""
     method, evaluation = config.method, config.evaluation
-<<<<<<< HEAD
-    taken = method.feature_request(0)
-    parts = (config.data, config.views, config.model, config.seed, taken, evaluation.layer, evaluation.test_uri)
-=======
-    request = method.feature_request()
+    request = method.feature_request(0)
     parts = (config.data, config.views, config.model, config.seed, request, evaluation.layer, evaluation.test_uri)
->>>>>>> h/ray
     return sha256(repr(parts).encode()).hexdigest()[:16]

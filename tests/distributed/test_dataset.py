@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""k-means in the pool: bitwise identical results for any blocks, any actors, any order, and after an actor died."""
-=======
 """k-means in the pool: bitwise identical for any blocks, any actors, any order, and after an actor died."""
->>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -70,11 +66,7 @@ def wanted() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-<<<<<<< HEAD
-def test_results_are_bitwise_identical_for_any_actors_and_deaths(
-=======
 def test_bitwise_identical_for_any_blocks_and_after_a_death(
->>>>>>> h/ray
     ray_cluster: None, wanted: dict[int, str], num_actors: int
 ) -> None:
     """1, 2, 7, 64 blocks, in order and shuffled; then all of them at once, while an actor is killed."""

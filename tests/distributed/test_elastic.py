@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Nodes and processes that are killed and added from outside; `jobs/chaos.py` covers the other faults."""
-=======
 """Nodes and processes are killed and added from outside; `jobs/chaos.py` injects the other faults."""
->>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -30,9 +26,9 @@ NO_CHECKPOINTS_WITHIN_ROUNDS = ("run.checkpoint_minutes=60",)
 
 
 @pytest.fixture(scope="module")
-def test_cluster() -> Iterator[TestCluster]:
-    with TestCluster() as test_cluster:
-        yield test_cluster
+def cluster() -> Iterator[TestCluster]:
+    with TestCluster() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +38,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_dir
 
 
-def test_lost_and_added_nodes_and_workers(test_cluster: TestCluster, reference: str, tmp_path: Path) -> None:
+def test_lost_and_added_nodes_and_workers(cluster: TestCluster, reference: str, tmp_path: Path) -> None:
     faults = ("training worker killed while clustering", "node removed while training", "node added")
-<<<<<<< HEAD
-    scenario = Scenario(faults, NEVER_IN_A_ROUND)
-    outcomes = run_scenario(scenario, make_context(scenario, test_cluster, tmp_path, seed=0), reference)
-=======
     scenario = Scenario(faults, NO_CHECKPOINTS_WITHIN_ROUNDS)
-    outcomes = act(scenario, scene_of(scenario, test_cluster, tmp_path, seed=0), reference)
->>>>>>> h/ray
+    outcomes = run_scenario(scenario, make_context(scenario, cluster, tmp_path, seed=0), reference)
     assert {outcome.result for outcome in outcomes} == {"identical"}, outcomes
     assert outcomes[2].repeated == 0, "growth waits for a checkpoint"
     status = read_status(str(tmp_path / "run"))

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The actor pool is a Features like any other, whichever actor holds the blocks and whichever actor dies."""
-=======
 """The actor pool behaves like LocalFeatures, for any number of actors and after an actor died."""
->>>>>>> h/ray
 
 from __future__ import annotations
 

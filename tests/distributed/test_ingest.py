@@ -35,11 +35,7 @@ def plan() -> list[Chunk]:
     return plan_epoch(counts, shards, streams=4, microbatch=16, seed=0, epoch=1, window_shards=2)
 
 
-<<<<<<< HEAD
-def streams_of(blocks: Iterator[ImageBlock], streams: list[int]) -> list[bytes]:
-=======
 def rows_of(blocks: Iterator[ImageBlock], streams: list[int]) -> list[bytes]:
->>>>>>> h/ray
     return [
         rows[stream][0].tobytes() + rows[stream][1].tobytes()
         for rows in steps(blocks, streams, 16)
@@ -48,20 +44,6 @@ def rows_of(blocks: Iterator[ImageBlock], streams: list[int]) -> list[bytes]:
 
 
 def test_same_as_loading_one_after_the_other(ray_cluster: None, load: partial[Iterator[ImageBlock]]) -> None:
-<<<<<<< HEAD
-    here = streams_of((block for chunk in plan() for block in load(chunk)), [0, 1, 2, 3])
-    assert len(here) == 1920 // 16
-    assert streams_of(stream(plan(), load), [0, 1, 2, 3]) == here
-
-
-def test_workers_that_share_streams_and_start_in_the_middle(
-    ray_cluster: None, load: partial[Iterator[ImageBlock]]
-) -> None:
-    whole = streams_of(stream(plan(), load), [0, 1, 2, 3])
-    rest = from_step(plan(), 11, 16)
-    for streams in ([0, 2], [1], [3]):
-        part = streams_of(stream([chunk for chunk in rest if chunk.stream in streams], load), streams)
-=======
     here = rows_of((block for chunk in plan() for block in load(chunk)), [0, 1, 2, 3])
     assert len(here) == 1920 // 16
     assert rows_of(stream(plan(), load), [0, 1, 2, 3]) == here
@@ -72,7 +54,6 @@ def test_workers_share_streams_and_start_at_any_step(ray_cluster: None, load: pa
     rest = from_step(plan(), 11, 16)
     for streams in ([0, 2], [1], [3]):
         part = rows_of(stream([chunk for chunk in rest if chunk.stream in streams], load), streams)
->>>>>>> h/ray
         expected = [whole[step * 4 + stream] for step in range(11, 30) for stream in streams]
         assert part == expected
 

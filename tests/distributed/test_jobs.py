@@ -216,11 +216,7 @@ def test_submitted_killed_and_submitted_again_equals_undisturbed(
     assert packages and uploaded < 5_000_000, "something that .gitignore should name was uploaded"
 
 
-<<<<<<< HEAD
-def test_errors_come_through_as_they_are(cluster: Cluster, yaml_file: Path, tmp_path: Path) -> None:
-=======
 def test_user_errors_are_printed_unchanged(cluster: Cluster, yaml_file: Path, tmp_path: Path) -> None:
->>>>>>> h/ray
     done = cluster.submit("wrong", yaml_file, f"run.dir={tmp_path}", "data.uri=/nowhere", wait=True)
     assert done.returncode != 0
     assert "error: data.uri = /nowhere: there is nothing at /nowhere" in done.stdout + done.stderr

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Sinkhorn in the pool: bitwise identical results for any blocks, any actors, any order, and after an actor died."""
-=======
 """Sinkhorn in the pool: bitwise identical for any blocks, any actors, any order, and after an actor died."""
->>>>>>> h/ray
 
 from __future__ import annotations
 
@@ -56,11 +52,7 @@ def wanted() -> str:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-<<<<<<< HEAD
-def test_the_same_bits_any_actor_holds_the_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
-=======
 def test_bitwise_identical_for_any_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
->>>>>>> h/ray
     actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
     for num_blocks in (1, 7, 64) if num_actors == 2 else (7,):
         assert digest(sinkhorn(pooled(actors, num_blocks), HEADS, rounding="exact")) == wanted

@@ -64,10 +64,6 @@ def test_more_workers_than_microbatches_are_refused(ray_cluster: None, tiny: Tin
         fit(tiny(tmp_path, "run.workers=9"))
 
 
-<<<<<<< HEAD
-def test_errors_inside_workers_come_out_as_they_are(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
-=======
 def test_user_errors_in_workers_are_raised_unchanged(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
->>>>>>> h/ray
     with pytest.raises(UserError, match="5000 clusters"):
         fit(tiny(tmp_path, "method.num_clusters=5000", "run.workers=1"))

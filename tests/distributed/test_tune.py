@@ -82,13 +82,8 @@ def test_some_trials_end_and_some_are_stopped(undisturbed: Path) -> None:
     assert found["objective"] == "knn_accuracy" and found["best"] is not None
 
 
-<<<<<<< HEAD
-def test_every_trial_is_the_run_that_its_configuration_makes_alone(undisturbed: Path, tmp_path: Path) -> None:
-    """Images and first features of the last trial came from those before it; that must not be seen."""
-=======
 def test_every_trial_equals_the_run_of_its_configuration(undisturbed: Path, tmp_path: Path) -> None:
     """Images and first features of the last trial come from earlier trials, which must not change its results."""
->>>>>>> h/ray
     name = [trial["name"] for trial in table(undisturbed)["trials"] if trial["status"] == "finished"][-1]
     run = undisturbed / "trials" / name
     alone = load(Config, run / "config.yaml", [f"run.dir={tmp_path}"])
@@ -146,31 +141,19 @@ def test_killed_and_run_again_equals_undisturbed(
     assert table(tmp_path / "sweep") == table(undisturbed)
 
 
-<<<<<<< HEAD
-def test_first_features_and_images_are_made_once(ray_cluster: None, make: Make, tmp_path: Path) -> None:
-=======
 def test_first_features_and_images_are_computed_once(ray_cluster: None, make: Make, tmp_path: Path) -> None:
->>>>>>> h/ray
     import ray
 
     from raycluster.distributed.features.trial_cache import SharedImages, SharingWorkers, start_feature_cache
 
     config = make(tmp_path)
     uri = str(tmp_path / "manifest.parquet")
-<<<<<<< HEAD
-    images = open_dataset(config.data, uri, LocalWorkers(), 0)
-=======
     all_images = open_dataset(config.data, uri, LocalWorkers(), 0)
->>>>>>> h/ray
     backbone = fresh_network(config, torch.device("cpu")).backbone  # type: ignore[arg-type]
     feature_cache, shared = start_feature_cache(), SharedImages()
     shared.add(uri, config.data, 16)
 
-<<<<<<< HEAD
-    def features(workers: LocalWorkers, version: str, images: ImageDataset = images) -> Any:
-=======
     def features(workers: LocalWorkers, version: str, images: ImageDataset = all_images) -> Any:
->>>>>>> h/ray
         shards = range(len(images.manifest.shards))
         feature_spec = FeatureSpec(View(size=16), "conv3", "pooled")
         list(extract(backbone, images, workers, feature_spec=feature_spec, version=version, shards=shards))
