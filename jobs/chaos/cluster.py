@@ -28,8 +28,6 @@ class TestCluster:
 
     __test__ = False  # for pytest
 
-    __test__ = False  # its name looks like a test to pytest
-
     def __init__(self, num_nodes: int = 2) -> None:
         self._num_nodes = num_nodes
         self.nodes: list[Any] = []
