@@ -35,20 +35,11 @@ QUICK = {
     ("resnet50", "rgb", "fast", "fp32"),
     ("resnet50-small", "sobel", "fast", "fp32"),
 }
-LARGE = ("alexnet", "vgg16", "resnet18", "resnet50", "resnet50-small")
-
-
-def _differs(model: str, input: str, mode: str, precision: str) -> bool:
-    """Large networks leave out what computes the same here: tf32 is fp32 on a CPU, input is the first layer's."""
-    return model not in LARGE or (precision != "tf32" and (input == "sobel" or (mode, precision) == ("fast", "fp32")))
-
-
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(case))
     for model in SIZES
     for input in ("rgb", "sobel")
     for case in [(model, input, mode, precision) for mode, precision in PRECISIONS]
-    if _differs(*case)
 ]
 
 
