@@ -102,7 +102,7 @@ def digits_folder(tmp_path: Path) -> Path:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    folder = tmp_path / "images"
+    folder = tmp_path / "digits"
     folder.mkdir()
     for index, digit in enumerate(load_digits().images[:300]):
         Image.fromarray((digit * 15).astype("uint8")).save(folder / f"{index:03d}.png")
