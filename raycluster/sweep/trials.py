@@ -160,7 +160,7 @@ def _behaviour(config: Config) -> str:
     tree = plain(config)
     for key in SCHEDULE_KEYS:
         tree["method"].pop(key, None)
-    tree["method"]["reassigned at"] = config.method.reassignments(config.training.epochs, 1000)
+    tree["method"]["reassigned at"] = config.method.reassign_steps(config.training.epochs, 1000)
     return repr(tree)
 
 
