@@ -89,7 +89,7 @@ def sinkhorn(
     does not fit.
     """
     with _opened(log_probs, column) as features:
-        return balanced.sinkhorn(
+        found = balanced.sinkhorn(
             features,
             sharpness=sharpness,
             priors=[prior],
@@ -98,6 +98,8 @@ def sinkhorn(
             start=None if start is None else [start],
             rounding=rounding,
         )
+    balanced.warn_of_ties(found, prior)
+    return found
 
 
 def whiten(x: Any, dim: int, *, column: str | None = None) -> Any:

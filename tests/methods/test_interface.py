@@ -123,7 +123,7 @@ def test_samples_are_crops(finished: Config) -> None:
     assert table["left"].to_pylist()[:2] == pytest.approx([0, 0.4])
 
 
-@pytest.mark.parametrize("asked", [12, 30, 45])
+@pytest.mark.parametrize("asked", [12, 45])
 def test_resumed_with_other_numbers_of_clusters(finished: Config, signs: Signs, tmp_path: Path, asked: int) -> None:
     config, questions = signs(tmp_path), count()
     with pytest.raises(RunStopped):
@@ -138,7 +138,7 @@ def test_a_view_that_is_missing_is_named(tiny: Callable[..., Config], tmp_path: 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_worker_changes_nothing(
     ray_cluster: None, finished: Config, signs: Signs, tmp_path: Path, workers: int
 ) -> None:

@@ -105,17 +105,17 @@ def sinkhorn(
         labelled = labels_of(passes, [head.query for head in found], shares if rounding == "exact" else None)
     finally:
         passes.clear()
-    result = _result(labelled, found, problems)
-    for sizes, prior, converged in zip(result.sizes, shares, result.converged, strict=True):
-        if converged:
-            _warn_of_ties(sizes, prior)
-    return result
+    return _result(labelled, found, problems)
 
 
-def _warn_of_ties(sizes: NDArray[np.int64], prior: NDArray[np.float64]) -> None:
-    """Warn if the plan is balanced but many labels are not: an argmax puts rows with equal scores into one cluster."""
-    excess = int(np.maximum(sizes - np.ceil(prior * sizes.sum()), 0).sum())
-    if excess > _TOLERATED_EXCESS * sizes.sum():
+def warn_of_ties(found: Sinkhorn, prior: NDArray[np.floating] | None) -> None:
+    """Warn if the plan of the first head is balanced but many labels are not: an argmax puts rows with equal scores into
+    one cluster. prior: (K,) shares in any unit, None for equal ones.
+    """
+    sizes = found.sizes[0]
+    shares = np.ones(len(sizes)) if prior is None else np.asarray(prior, np.float64)
+    excess = int(np.maximum(sizes - np.ceil(shares / shares.sum() * sizes.sum()), 0).sum())
+    if found.converged[0] and excess > _TOLERATED_EXCESS * sizes.sum():
         warnings.warn(
             f"the plan is balanced, but its argmax puts {excess} of {sizes.sum()} rows into clusters beyond their "
             f"share (sizes {sizes.min()} to {sizes.max()}): many rows have equal or nearly equal scores. Use "
