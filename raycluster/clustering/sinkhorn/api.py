@@ -109,8 +109,8 @@ def sinkhorn(
 
 
 def warn_of_ties(found: Sinkhorn, prior: NDArray[np.floating] | None) -> None:
-    """Warn if the plan of the first head is balanced but many labels are not: an argmax puts rows with equal scores into
-    one cluster. prior: (K,) shares in any unit, None for equal ones.
+    """Warn if the plan of the first head is balanced but many labels are not: argmax puts equal rows into one
+    cluster. prior: (K,) shares in any unit, None for equal ones.
     """
     sizes = found.sizes[0]
     shares = np.ones(len(sizes)) if prior is None else np.asarray(prior, np.float64)
