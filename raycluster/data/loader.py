@@ -14,7 +14,7 @@ from raycluster.data.image_cache import ImageCache, Pixels
 from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.reader import contents
 from raycluster.data.transforms import View, apply
-from raycluster.seeding import generator
+from raycluster.seeding import reseeded_generator
 from raycluster.types import Chunk, ChunkFailed, ImageBlock, UserError
 
 BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
@@ -101,7 +101,8 @@ class _Renderer:
             if self.chunk.crops is not None:
                 image = _crop(image, self.chunk.crops.boxes[row])
             work = (self.chunk.epoch, sample, repeat, *([number] if number else []))
-            yield apply(image, view, generator(self.seed, "augment", *work) if view.is_random else None)
+            rng = reseeded_generator(self.seed, "augment", *work) if view.is_random else None
+            yield apply(image, view, rng)
 
 
 def _crop(image: DecodableImage | NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:
