@@ -30,6 +30,7 @@ from raycluster.models.export import load_backbone
 from raycluster.monitoring.console import agreement_table, table
 from raycluster.run.directory import read_config_text
 from raycluster.run.state import Config
+from raycluster.training.determinism import float32_precision
 from raycluster.types import UserError
 
 COMPARED = 64  # pairs of images whose content is compared
@@ -44,7 +45,7 @@ def evaluate_run(run_dir: str, overrides: Sequence[str] = ()) -> str:
     config = parse(Config, read_config_text(run_dir), overrides, source=paths.config)
     backbone = load_backbone(run_dir)
     layers = _layers(config.evaluation.layer, backbone)
-    with ray_session(), user_errors():
+    with ray_session(), user_errors(), float32_precision(tf32=False):
         workers = RayWorkers(FeaturePoolClient(start_pool(f"evaluate-{uuid.uuid4().hex[:8]}", 1)))
         backbone.to(workers.device)
         scratch = paths.evaluation(sha256(repr(config.data).encode()).hexdigest()[:8])

@@ -38,7 +38,7 @@ def reproducible(threads: int, *, exact: bool, tf32: bool = False) -> Iterator[N
     matrix products of float32 values may round their inputs to TensorFloat-32 (10 bits); otherwise neither does,
     whereas PyTorch by default lets convolutions do so.
     """
-    with _threads(threads), _float32_precision(tf32=tf32), _deterministic() if exact else nullcontext():
+    with _threads(threads), float32_precision(tf32=tf32), _deterministic() if exact else nullcontext():
         yield
 
 
@@ -53,7 +53,8 @@ def _threads(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def _float32_precision(*, tf32: bool) -> Iterator[None]:
+def float32_precision(*, tf32: bool) -> Iterator[None]:
+    """Whether CUDA may round float32 inputs of convolutions and matrix products to TensorFloat-32; restored on exit."""
     cudnn = torch.backends.cudnn
     convolutions, products = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     cudnn.allow_tf32 = tf32
