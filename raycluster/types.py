@@ -178,13 +178,15 @@ class Assignments:
     """What one reassignment found for N samples.
 
     label_sets: any number of labellings, none where the labels do not depend on the sample. metrics: of the
-    clustering. state: arrays that a method keeps for its next call (centroids, scalings).
+    clustering. state: arrays that a method keeps for its next call (centroids, scalings). drawn: (N,) bool, the
+    samples that this round draws from the pool; None for all.
     """
 
     num_samples: int
     label_sets: tuple[LabelSet, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     state: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    drawn: NDArray[np.bool_] | None = None
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -198,8 +200,8 @@ class Assignments:
 
     @property
     def included(self) -> NDArray[np.bool_]:
-        """(N,) whether a sample is trained on: it has a label in some set, or there are no label sets."""
+        """(N,) whether a sample is trained on: it is drawn, and has a label in some set or there are no label sets."""
         included = np.full(self.num_samples, not self.label_sets)
         for one in self.label_sets:
             included |= one.labels >= 0
-        return included
+        return included if self.drawn is None else included & self.drawn

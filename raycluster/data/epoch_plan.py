@@ -75,21 +75,21 @@ def split_chunks(chunks: Sequence[Chunk], rows: int, microbatch: int) -> list[Ch
     return _in_order(parts, microbatch)
 
 
-def shard_chunks(shards: Sequence[Shard], epoch: int = 0, visits: int = 1) -> list[Chunk]:
+def shard_chunks(
+    shards: Sequence[Shard], epoch: int = 0, visits: int = 1, drawn: NDArray[np.bool_] | None = None
+) -> list[Chunk]:
     """The plan of feature extraction: one chunk per shard, whose stream is the index of the shard.
 
-    Samples are in order, and all visits of a sample follow one another.
+    Samples are in order, and all visits of a sample follow one another. drawn: (N,) samples to extract, None for all.
     """
-    return [
-        Chunk(
-            shard,
-            0,
-            epoch,
-            np.repeat(np.arange(start, stop, dtype=np.int64), visits),
-            np.tile(np.arange(visits, dtype=np.int32), stop - start),
-        )
-        for shard, (start, stop) in enumerate(shards)
-    ]
+    return [_shard_chunk(shard, span, epoch, visits, drawn) for shard, span in enumerate(shards)]
+
+
+def _shard_chunk(shard: int, span: Shard, epoch: int, visits: int, drawn: NDArray[np.bool_] | None) -> Chunk:
+    samples = np.arange(*span, dtype=np.int64)
+    if drawn is not None:
+        samples = samples[drawn[slice(*span)]]
+    return Chunk(shard, 0, epoch, samples.repeat(visits), np.tile(np.arange(visits, dtype=np.int32), len(samples)))
 
 
 def steps(blocks: Iterable[ImageBlock], streams: Sequence[int], microbatch: int) -> Iterator[dict[int, StepRows]]:

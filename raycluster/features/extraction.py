@@ -68,11 +68,13 @@ def extract(
     feature_spec: FeatureSpec,
     version: str,
     shards: Sequence[int],
+    drawn: NDArray[np.bool_] | None = None,
     again: bool = False,
 ) -> Iterator[Progress | SkippedImage | FailureEvent]:
     """Extract and store the features of `shards`, sharded over workers; lost ones are extracted again.
 
-    version: names the weights. again: this is not the first call for this version. Yields progress and, at the end, the
+    version: names the weights. drawn: (N,) the samples to extract, at least one a shard, None for all. again: this is
+    not the first call for this version. Yields progress and, at the end, the
     skipped images of all workers. Collective: every worker must exhaust it. Raises RunStopped on all workers soon after
     one was asked to stop, UserError if a shard fails twice.
     """
@@ -80,7 +82,7 @@ def extract(
     failed: list[ChunkFailed] = []
     was_training = backbone.training
     backbone.eval()
-    whole = dataset.locate(shard_chunks(dataset.shards, feature_spec.epoch, feature_spec.visits))
+    whole = dataset.locate(shard_chunks(dataset.shards, feature_spec.epoch, feature_spec.visits, drawn))
     while missing := workers.missing(version, shards):
         if again:
             yield FailureEvent(f"{_some(missing)} of features were lost or failed; extracting them again", len(missing))

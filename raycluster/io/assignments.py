@@ -1,4 +1,7 @@
-"""assignments/*.parquet of a run: columns sample, path, label_0, label_1, ... (-1: excluded); crops add their box."""
+"""assignments/*.parquet of a run: columns sample, path, label_0, label_1, ... (-1: excluded).
+
+Crops add their box; `drawn` says which images the round drew, where it did not take all.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ def write_assignments(folder: str, assignments: Assignments, paths: pa.Array, cr
         columns["path"] = paths.take(pa.array(crops.images))
         edges = zip(("left", "top", "right", "bottom"), crops.boxes.T, strict=True)
         columns |= {name: np.ascontiguousarray(edge) for name, edge in edges}
+    if assignments.drawn is not None:
+        columns["drawn"] = assignments.drawn
     columns |= {f"label_{number}": one.labels for number, one in enumerate(assignments.label_sets)}
     table = pa.table(columns).replace_schema_metadata({_NUM_CLASSES: ",".join(map(str, assignments.num_classes))})
     for part, start in enumerate(range(0, len(table), ROWS_PER_FILE)):

@@ -63,11 +63,12 @@ def _extract(
     """Extract the requested features of every readable sample; returns all skipped images. again: not the first."""
     view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
     feature_spec = FeatureSpec(view, request.layer, request.kind, request.visits, epoch if view.is_random else 0)
-    skipped, shards = state.skipped, range(len(run.dataset.shards))
-    missing: Sequence[int] = shards
+    skipped, drawn = state.skipped, run.draw(state.round)
+    missing = [shard for shard, span in enumerate(run.dataset.shards) if drawn is None or drawn[slice(*span)].any()]
     if state.online_features is not None:
-        samples = np.array([item.sample for item in skipped], np.int64)
-        missing = state.online_features.put(run.workers, version, run.dataset.shards, samples)
+        left_out = np.zeros(run.dataset.num_samples, np.bool_) if drawn is None else ~drawn
+        left_out[[item.sample for item in skipped]] = True
+        missing = state.online_features.put(run.workers, version, run.dataset.shards, np.flatnonzero(left_out))
     for event in extract(
         state.network.backbone,
         run.dataset,
@@ -75,6 +76,7 @@ def _extract(
         feature_spec=feature_spec,
         version=version,
         shards=missing,
+        drawn=drawn,
         again=again,
     ):
         if isinstance(event, SkippedImage):
@@ -86,7 +88,8 @@ def _extract(
 
 
 def _without_features(found: Assignments, skipped: list[SkippedImage]) -> list[SkippedImage]:
-    absent = set(np.flatnonzero(~found.included).tolist()) - {item.sample for item in skipped}
+    without = ~found.included if found.drawn is None else found.drawn & ~found.included
+    absent = set(np.flatnonzero(without).tolist()) - {item.sample for item in skipped}
     return [SkippedImage(sample, "it had no features to cluster") for sample in sorted(absent)]
 
 
@@ -122,7 +125,7 @@ def _assign(run: Run, state: State, version: str) -> Assignments:
     )
     wanted = method.feature_request(state.round) is not None
     features = Interruptible(run.workers.features(version), run.workers.stopping) if wanted else None
-    found: Assignments = method.assign(features, context)
+    found: Assignments = replace(method.assign(features, context), drawn=run.draw(state.round))
     metrics = {**found.metrics, **describe(found, state.assignments, run.dataset.labels)}
     return replace(found, metrics=metrics)
 
@@ -135,15 +138,15 @@ def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np
     before: Sequence[LabelSet | None] = () if previous is None else previous.label_sets
     before = before if len(before) == len(found.label_sets) else [None] * len(found.label_sets)
     sets = [_describe_set(one, old, truth) for one, old in zip(found.label_sets, before, strict=True)]
-    return {name: float(np.mean([metrics[name] for metrics in sets])) for name in (sets[0] if sets else ())}
+    names = [name for name in (sets[0] if sets else ()) if all(name in metrics for metrics in sets)]
+    return {name: float(np.mean([metrics[name] for metrics in sets])) for name in names}
 
 
 def _describe_set(one: LabelSet, previous: LabelSet | None, truth: NDArray[np.int32] | None) -> dict[str, float]:
     labels, included = one.labels, one.labels >= 0
     metrics = balance.balance(np.bincount(labels[included], minlength=one.num_classes))
     metrics["num_clusters"] = float(one.num_classes)
-    if previous is not None:
-        both = included & (previous.labels >= 0)
+    if previous is not None and (both := included & (previous.labels >= 0)).any():
         metrics["nmi_previous"] = mutual_information(labels[both], previous.labels[both])
         metrics["changed_share"] = balance.changed_share(labels, previous.labels)
     if truth is not None:

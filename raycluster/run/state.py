@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -31,7 +33,7 @@ from raycluster.run.directory import (
 )
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.runtime.workers import Workers
-from raycluster.seeding import seed_for
+from raycluster.seeding import generator, seed_for
 from raycluster.training.config import TrainingSettings
 from raycluster.training.objective import Objective
 from raycluster.training.optimiser import Optimisers
@@ -119,7 +121,16 @@ class Run:
     @cached_property
     def steps_per_epoch(self) -> int:
         size = self.config.training.global_batch
-        return whole_batches(self.dataset.num_samples, size) // size
+        return whole_batches(self.config.training.images_per_round or self.dataset.num_samples, size) // size
+
+    def draw(self, round: int) -> NDArray[np.bool_] | None:
+        """(N,) the samples of this round, None for all: it follows from the seed alone."""
+        number, total = self.config.training.images_per_round, self.dataset.num_samples
+        if number is None or number >= total:
+            return None
+        drawn = np.zeros(total, np.bool_)
+        drawn[generator(self.config.seed, "draw", round).choice(total, number, replace=False)] = True
+        return drawn
 
     @cached_property
     def rounds(self) -> list[tuple[int, int]]:
@@ -169,11 +180,19 @@ def validate_and_initialize(config: Config) -> None:
 def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None:
     """UserError unless the images suffice for the clusters and the evaluation. directory: of cached manifests."""
     crops = config.method.crops(dataset.manifest.num_samples, config.seed)
-    num_samples = replace(dataset, crops=crops).num_samples
+    num_samples, num_drawn = replace(dataset, crops=crops).num_samples, config.training.images_per_round
+    if num_drawn is not None and num_drawn > num_samples:
+        raise UserError(
+            f"training.images_per_round: seen {num_drawn}; wanted at most the {num_samples} images of "
+            f"{config.data.uri}, or null to train on all of them in each round"
+        )
     for num_clusters in config.method.requested_clusters():
-        if num_clusters > num_samples:
+        if num_clusters > (num_drawn or num_samples):
+            source = f"{config.data.uri} holds {num_samples} images"
+            if num_drawn is not None:
+                source = f"a round draws training.images_per_round = {num_drawn} images"
             raise UserError(
-                f"method wants {num_clusters} clusters, but {config.data.uri} holds {num_samples} images; wanted at "
+                f"method wants {num_clusters} clusters, but {source}; wanted at "
                 "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
             )
     if dataset.manifest.labels is not None or config.evaluation.test_uri is not None:
@@ -308,6 +327,7 @@ def _pack_assignments(found: Assignments | None) -> dict[str, Any] | None:
         "label_sets": [(torch.from_numpy(one.labels), one.num_classes, one.weight) for one in found.label_sets],
         "metrics": found.metrics,
         "state": {name: torch.from_numpy(array) for name, array in found.state.items()},
+        "drawn": None if found.drawn is None else torch.from_numpy(found.drawn),
     }
 
 
@@ -316,4 +336,7 @@ def _unpack_assignments(saved: dict[str, Any] | None) -> Assignments | None:
         return None
     label_sets = tuple(LabelSet(labels.cpu().numpy(), *sizes) for labels, *sizes in saved["label_sets"])
     state = {name: tensor.cpu().numpy() for name, tensor in saved["state"].items()}
-    return Assignments(saved["num_samples"], label_sets, saved["metrics"], state)
+    drawn = saved.get("drawn")
+    return Assignments(
+        saved["num_samples"], label_sets, saved["metrics"], state, None if drawn is None else drawn.cpu().numpy()
+    )

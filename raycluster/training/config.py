@@ -14,7 +14,9 @@ from raycluster.types import UserError
 class TrainingSettings:
     """How labels train the network.
 
-    epochs: length of the run. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
+    epochs: length of the run. images_per_round: so many images are drawn at random for each round, of which features
+    are extracted, clustered and trained on; null for all (algorithm 2 of Caron's thesis). An epoch is then a pass
+    over the drawn ones. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
     rows that share batch norm statistics and go to the same worker. lr, momentum, weight_decay: SGD of the backbone.
     head_lr: of the heads, null for the same as lr; it applies to the mean of the loss over heads, so each of h heads
     learns at head_lr / h (multiply by h for head_lr per head). head_momentum: of the heads. schedule: `constant`,
@@ -29,6 +31,7 @@ class TrainingSettings:
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
+    images_per_round: Annotated[int, Field(ge=1)] | None = None
     global_batch: Annotated[int, Field(ge=2)] = 256
     microbatch: Annotated[int, Field(ge=2)] = 32
     lr: Annotated[float, Field(gt=0)] = 0.05

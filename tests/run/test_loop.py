@@ -201,6 +201,53 @@ def test_more_clusters_than_images_is_refused_early(tiny: Tiny, tmp_path: Path) 
         next(pretrain(tiny(tmp_path, "method.num_clusters=5000"), LocalWorkers()))
 
 
+def test_drawing_all_images_changes_nothing(finished: Config, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(tmp_path, "training.images_per_round=1797")
+    run(config)
+    assert_same(config, finished)
+
+
+SUBSETS = ["training.images_per_round=600"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method.num_clusters=10"],
+        ["method={name: sela, num_clusters: 10, num_heads: 2, schedule: epochs, reassign: one, features: online}"],
+        ["method={name: rotnet}"],
+    ],
+    ids=["deepcluster", "sela", "rotnet"],
+)
+def test_each_round_draws_other_images_and_resumes(tiny: Tiny, tmp_path: Path, overrides: list[str]) -> None:
+    config = tiny(tmp_path / "1", *SUBSETS, *overrides)
+    opened, seen = open_run(config, LocalWorkers()), []
+    assert opened.steps_per_epoch == -(-600 // config.training.global_batch)
+    for event in pretrain(config, LocalWorkers()):
+        if isinstance(event, Round):
+            seen.append(opened.draw(event.record["round"]))
+            assert event.record["num_skipped"] == 0, "images that are not drawn are not skipped"
+    assert [drawn.sum() for drawn in seen] == [600, 600]
+    assert 100 < (seen[0] & seen[1]).sum() < 300
+    if (tmp_path / "1" / "assignments").exists():
+        table = pq.read_table(tmp_path / "1" / "assignments")
+        assert np.array_equal(table["drawn"].to_numpy(), seen[1])
+        assert (table["label_0"].to_numpy()[seen[1]] >= 0).all()
+    for number, asked in enumerate([0, 7, 9]):
+        again = tiny(tmp_path / f"stopped{number}", *SUBSETS, *overrides)
+        with pytest.raises(RunStopped):
+            run(again, stop_after(asked))
+        run(again)
+        assert_same(again, config)
+
+
+def test_drawing_more_images_than_there_are_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"images_per_round: seen 1798; wanted at most the 1797 images"):
+        validate_and_initialize(tiny(tmp_path / "1", "training.images_per_round=1798"))
+    with pytest.raises(UserError, match=r"10 clusters, but a round draws training.images_per_round = 9 images"):
+        validate_and_initialize(tiny(tmp_path / "2", "training.images_per_round=9"))
+
+
 def test_broken_images_are_named_and_skipped(tiny: Tiny, tmp_path: Path, digits_folder: Path) -> None:
     (digits_folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (digits_folder / "empty.png").write_bytes(b"")
