@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from raycluster.run.state import Config
 
 # Read by Ray and by the thread pools when they are imported, hence before anything else.
@@ -76,6 +79,30 @@ def ray_cluster() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_actors(ray_cluster: None) -> list[ActorHandle]:
+    """Three actors of a feature pool; use `pool_actors`."""
+    from raycluster.distributed.features.feature_pool import start_pool
+
+    return start_pool("shared", 3)
+
+
+@pytest.fixture
+def pool_actors(shared_actors: list[ActorHandle]) -> list[ActorHandle]:
+    """Three empty actors of a feature pool, which tests may kill: Ray restarts them."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    for actor in shared_actors:
+        while True:
+            try:
+                ray.get(actor.have.remote(""))  # drops all other versions
+                break
+            except RayActorError:
+                time.sleep(0.1)
+    return shared_actors
 
 
 @pytest.fixture(scope="session")

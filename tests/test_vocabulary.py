@@ -58,7 +58,7 @@ REFUSED_NAMES = {  # as written, since the words have other uses
 }
 
 
-WORDS = {f"(?i:{word})": term for word, term in REFUSED.items()} | REFUSED_NAMES
+WORDS = {f"(?i:{word.replace(' ', '[ _]')})": term for word, term in REFUSED.items()} | REFUSED_NAMES
 ANY = re.compile(f"(?<![a-zA-Z])({'|'.join(WORDS)})(?![a-zA-Z])")
 
 

@@ -74,7 +74,7 @@ def _lloyd(values: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[
     return inertia, False
 
 
-@settings(max_examples=1500)
+@settings(max_examples=800)
 @given(problems(), st.integers(0, 6), st.booleans(), st.integers(1, 5))
 def test_against_naive_lloyd(
     problem: tuple[np.ndarray, int, int], iterations: int, plain: bool, num_blocks: int

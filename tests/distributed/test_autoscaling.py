@@ -28,7 +28,7 @@ from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Tiny = Callable[..., Config]
 ROOT = Path(__file__).parent.parent.parent

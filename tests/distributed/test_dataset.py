@@ -24,7 +24,7 @@ from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.whitening import whiten
 from raycluster.distributed.cluster_files import ClusterSettings, cluster
 from raycluster.distributed.features.dataset import pooled as as_pool
-from raycluster.distributed.features.feature_pool import PooledFeatures, start_pool
+from raycluster.distributed.features.feature_pool import PooledFeatures
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
 
@@ -67,10 +67,10 @@ def wanted() -> dict[int, str]:
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
 def test_bitwise_identical_for_any_blocks_and_after_a_death(
-    ray_cluster: None, wanted: dict[int, str], num_actors: int
+    pool_actors: list[ActorHandle], wanted: dict[int, str], num_actors: int
 ) -> None:
     """1, 2, 7, 64 blocks, in order and shuffled; then all of them at once, while an actor is killed."""
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
+    actors = pool_actors[:num_actors]
     for num_blocks in (1, 2, 7, 64):
         for shuffled in (False, True):
             features = pooled(actors, num_blocks, shuffled=shuffled)
@@ -87,29 +87,23 @@ def test_bitwise_identical_for_any_blocks_and_after_a_death(
 
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(with_a_death, (1, 2, 7, 64))) == [wanted[40]] * 4
-    for actor in actors:
-        ray.kill(actor)
 
 
-def test_a_whitened_copy_is_restored_when_its_actor_dies(ray_cluster: None) -> None:
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+def test_a_whitened_copy_is_restored_when_its_actor_dies(pool_actors: list[ActorHandle]) -> None:
+    actors = pool_actors[:2]
     local = whiten(LocalFeatures([Block(np.arange(NUM_ROWS), rows())]), 8)
     whitened = whiten(pooled(actors, 7, shuffled=True), 8)
     os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
     assert digest(kmeans(whitened, 5, seed=2)) == digest(kmeans(local, 5, seed=2))
-    for actor in actors:
-        ray.kill(actor)
 
 
-def test_idle_actors_take_blocks_from_slow_ones(ray_cluster: None) -> None:
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+def test_idle_actors_take_blocks_from_slow_ones(pool_actors: list[ActorHandle]) -> None:
+    actors = pool_actors[:2]
     features = pooled(actors, 32, shuffled=False)
     slow = ray.get(actors[0].pid.remote())
     worked = features.fold(_who, slow, combine=_join)
     assert sum(worked.values()) == NUM_ROWS
     assert worked[slow] < NUM_ROWS / 2 < worked[ray.get(actors[1].pid.remote())]
-    for actor in actors:
-        ray.kill(actor)
 
 
 def _who(block: Block, slow: int) -> dict[int, int]:
@@ -123,8 +117,8 @@ def _join(left: dict[int, int], right: dict[int, int]) -> dict[int, int]:
     return {who: left.get(who, 0) + right.get(who, 0) for who in left | right}
 
 
-def test_a_tree_is_identical_on_several_actors(ray_cluster: None) -> None:
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+def test_a_tree_is_identical_on_several_actors(pool_actors: list[ActorHandle]) -> None:
+    actors = pool_actors[:2]
     here = raycluster.kmeans_tree(rows(), [4, 25], iterations=4)
     there = raycluster.kmeans_tree(pooled(actors, 7, shuffled=True), [4, 25], iterations=4)
     for level in range(2):
@@ -132,8 +126,6 @@ def test_a_tree_is_identical_on_several_actors(ray_cluster: None) -> None:
         assert here.centroids[level].tobytes() == there.centroids[level].tobytes()
     graph, other = raycluster.knn(rows(), 3), raycluster.knn(pooled(actors, 7, shuffled=True), 3)
     assert np.array_equal(graph.indices, other.indices) and np.array_equal(graph.distances, other.distances)
-    for actor in actors:
-        ray.kill(actor)
 
 
 def test_a_dataset_is_clustered_like_an_array(ray_cluster: None) -> None:

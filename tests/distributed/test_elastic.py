@@ -19,7 +19,7 @@ from raycluster.monitoring.status import Status, read_status
 from raycluster.run.state import Config
 from raycluster.types import UserError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Tiny = Callable[..., Config]
 NO_CHECKPOINTS_WITHIN_ROUNDS = ("run.checkpoint_minutes=60",)

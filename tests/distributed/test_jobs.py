@@ -82,6 +82,7 @@ def start_job(*words: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_interrupted_in_every_way_and_run_again_equals_undisturbed(
     undisturbed: Path, yaml_file: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def driver(run: Path) -> int:
     raise AssertionError("no driver")
 
 
+@pytest.mark.slow
 def test_submitted_killed_and_submitted_again_equals_undisturbed(
     cluster: Cluster, undisturbed: Path, yaml_file: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +225,7 @@ def test_user_errors_are_printed_unchanged(cluster: Cluster, yaml_file: Path, tm
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_submitted_sweep_releases_the_workers_of_stopped_trials(
     cluster: Cluster, yaml_file: Path, tmp_path: Path
 ) -> None:

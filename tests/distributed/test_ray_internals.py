@@ -90,6 +90,7 @@ def test_another_signature_counts_as_missing() -> None:
     assert not Name(path, ("resources",)).is_usable() and not Name(path, ()).is_usable()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_elastic_run_completes_without_any_private_name(tiny_yaml: str, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(tiny_yaml)

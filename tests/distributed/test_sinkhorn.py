@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 import raycluster
 from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
-from raycluster.distributed.features.feature_pool import PooledFeatures, start_pool
+from raycluster.distributed.features.feature_pool import PooledFeatures
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block
 
@@ -52,16 +52,13 @@ def wanted() -> str:
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
-def test_bitwise_identical_for_any_blocks(ray_cluster: None, wanted: str, num_actors: int) -> None:
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", num_actors)
+def test_bitwise_identical_for_any_blocks(pool_actors: list[ActorHandle], wanted: str, num_actors: int) -> None:
     for num_blocks in (1, 7, 64) if num_actors == 2 else (7,):
-        assert digest(sinkhorn(pooled(actors, num_blocks), HEADS, rounding="exact")) == wanted
-    for actor in actors:
-        ray.kill(actor)
+        assert digest(sinkhorn(pooled(pool_actors[:num_actors], num_blocks), HEADS, rounding="exact")) == wanted
 
 
-def test_bitwise_identical_after_an_actor_died(ray_cluster: None, wanted: str) -> None:
-    actors = start_pool(f"pool-{uuid.uuid4().hex[:8]}", 2)
+def test_bitwise_identical_after_an_actor_died(pool_actors: list[ActorHandle], wanted: str) -> None:
+    actors = pool_actors[:2]
     features, folds = pooled(actors, 7), 0
     fold = features.fold
 
@@ -74,8 +71,6 @@ def test_bitwise_identical_after_an_actor_died(ray_cluster: None, wanted: str) -
 
     features.fold = deadly  # type: ignore[method-assign]
     assert digest(sinkhorn(features, HEADS, rounding="exact")) == wanted and folds > 12
-    for actor in actors:
-        ray.kill(actor)
 
 
 def test_a_dataset_is_labelled_like_an_array(ray_cluster: None) -> None:

@@ -39,7 +39,7 @@ def assert_same(one: dict, other: dict) -> None:
     assert all(torch.equal(tensor, other["network"][name]) for name, tensor in one["network"].items())
 
 
-@pytest.mark.parametrize("workers", ["0", "{min: 1, max: 3}"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("{min: 1, max: 3}", marks=pytest.mark.slow)])
 def test_bitwise_identical_for_any_number_of_workers(
     ray_cluster: None, undisturbed: dict, tiny: Tiny, tmp_path: Path, workers: str
 ) -> None:
@@ -49,6 +49,7 @@ def test_bitwise_identical_for_any_number_of_workers(
     assert_same(state(config), undisturbed)
 
 
+@pytest.mark.slow
 def test_fast_mode_agrees_closely(ray_cluster: None, tiny: Tiny, tmp_path: Path) -> None:
     options = ["training.mode=fast", "training.epochs=1"]
     alone, together = tiny(tmp_path / "1", *options), tiny(tmp_path / "2", *options, "run.workers=2")

@@ -74,6 +74,7 @@ def results(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if "second" not in key} for record in records]
 
 
+@pytest.mark.slow
 def test_some_trials_end_and_some_are_stopped(undisturbed: Path) -> None:
     found = table(undisturbed)
     statuses = {trial["status"] for trial in found["trials"]}
@@ -82,6 +83,7 @@ def test_some_trials_end_and_some_are_stopped(undisturbed: Path) -> None:
     assert found["objective"] == "knn_accuracy" and found["best"] is not None
 
 
+@pytest.mark.slow
 def test_every_trial_equals_the_run_of_its_configuration(undisturbed: Path, tmp_path: Path) -> None:
     """Images and first features of the last trial come from earlier trials, which must not change its results."""
     name = [trial["name"] for trial in table(undisturbed)["trials"] if trial["status"] == "finished"][-1]
@@ -96,6 +98,7 @@ def test_every_trial_equals_the_run_of_its_configuration(undisturbed: Path, tmp_
     assert (run / "backbone.safetensors").exists() and list((run / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_the_best_is_linked_and_ready_to_run(undisturbed: Path) -> None:
     best = table(undisturbed)["best"]
     assert (undisturbed / "best").resolve() == undisturbed / "trials" / f"{best:03d}"
@@ -105,6 +108,7 @@ def test_the_best_is_linked_and_ready_to_run(undisturbed: Path) -> None:
     assert {**again, "run": None} == {**there, "run": None}
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_equals_undisturbed(
     ray_cluster: None, make: Make, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -180,10 +184,17 @@ def test_infeasible_sweeps_are_refused_at_once(ray_cluster: None, make: Make, tm
     with pytest.raises(UserError, match="but the cluster has 3 train_slot"):
         tune(make(tmp_path, "run.workers=4"))
     assert not (tmp_path / "trials").exists()
+
+
+@pytest.mark.slow
+def test_an_objective_that_no_trial_reports_is_refused(ray_cluster: None, make: Make, tmp_path: Path) -> None:
+    from raycluster.distributed.tune import tune
+
     with pytest.raises(UserError, match=r"seen acuracy; wanted a number of metrics.jsonl, here .*knn_accuracy"):
         tune(make(tmp_path / "objective", "sweep.objective=acuracy"))
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_does_not_end_the_sweep(ray_cluster: None, make: Make, tmp_path: Path) -> None:
     from raycluster.distributed.tune import tune
 

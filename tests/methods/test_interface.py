@@ -81,7 +81,7 @@ Signs = Callable[..., Config]
 def signs(tiny: Callable[..., Config]) -> Signs:
     def make(run_dir: Path, *overrides: str) -> Config:
         small = "views.extra={small: {size: 8, crop_scale: [0.3, 1.0]}}"
-        return replace(tiny(run_dir, small, "training.epochs=3", *overrides), method=Method())
+        return replace(tiny(run_dir, small, *overrides), method=Method())
 
     return make
 

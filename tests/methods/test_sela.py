@@ -129,7 +129,7 @@ def test_one_head_at_a_time_leaves_the_others() -> None:
     assert np.array_equal(third.labels, everything.labels)
 
 
-def test_warm_start_goes_on_from_the_scalings() -> None:
+def test_warm_start_begins_with_the_scalings_of_the_previous_round() -> None:
     cold, warm = Method(**TWO, tolerance=1e-6), Method(**TWO, tolerance=1e-6, warm_start=True)
     first = assign(cold, blocks(VALUES, 2))
     again = assign(warm, blocks(VALUES, 2), first)

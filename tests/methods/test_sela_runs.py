@@ -79,7 +79,9 @@ def test_labels_are_assigned_anew_inside_epochs(finished: Config) -> None:
     assert [len(np.unique(table[name])) for name in ("label_0", "label_1")] == [10, 20]
 
 
-@pytest.mark.parametrize("asked", [8, 15, 24])
+@pytest.mark.parametrize(
+    "asked", [pytest.param(8, marks=pytest.mark.slow), 15, pytest.param(24, marks=pytest.mark.slow)]
+)
 def test_stopped_anywhere_and_resumed_equals_undisturbed(finished: Config, tmp_path: Path, asked: int) -> None:
     config = sela(tmp_path, "run.checkpoint_minutes=1e-9")
     with pytest.raises(RunStopped):
@@ -122,8 +124,7 @@ def test_only_images_not_visited_yet_are_extracted(tmp_path: Path) -> None:
     [
         ["method.view=train", "method.views_averaged=2"],
         ["method.reassign=one", "method.warm_start=true", "method.rounding=exact"],
-        ["training.rotation=true", "views.train.equalize=0.2", "views.train.sharpness=0.5"],
-        ["training.rotation=true", "method.features=online"],
+        ["training.rotation=true", "method.features=online", "views.train.equalize=0.2", "views.train.sharpness=0.5"],
     ],
 )
 def test_variants_run(tmp_path: Path, overrides: list[str]) -> None:
@@ -170,8 +171,9 @@ def test_transfer_is_refused_where_labels_are_missing_or_of_other_images(
         transfer_config([f"labels={finished.run.dir}", f"data.uri={digits_folder}", f"run.dir={tmp_path}"])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
-def test_workers_end_with_the_bits_of_one_process(ray_cluster: None, online: Config, tmp_path: Path) -> None:
+def test_workers_end_bitwise_identical_to_one_process(ray_cluster: None, online: Config, tmp_path: Path) -> None:
     from raycluster.distributed.train.trainer import fit
 
     config = sela(tmp_path, "method.features=online", "run.workers=2", "run.actors=2")

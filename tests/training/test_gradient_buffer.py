@@ -29,7 +29,7 @@ def test_gradients_are_views_whatever_the_memory_format() -> None:
     assert sums.figures.tolist() == [3, 4]
 
 
-def test_any_order_gives_the_same_bits_and_the_mean() -> None:
+def test_any_order_gives_the_bitwise_identical_mean() -> None:
     terms = torch.randn(7, 1001) * torch.logspace(-6, 2, 1001)
     means = []
     for order in (range(7), reversed(range(7)), (3, 1, 6, 0, 5, 2, 4)):

@@ -73,7 +73,7 @@ def _largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> flo
 
 
 @pytest.mark.parametrize(("world", "deal"), [(2, _in_turn), (3, _in_turn), (3, _runs), (4, _runs), (2, _one_takes_all)])
-def test_exact_mode_gives_the_same_bits_however_microbatches_are_dealt(world: int, deal: Deal) -> None:
+def test_exact_mode_is_bitwise_identical_for_any_split_of_microbatches(world: int, deal: Deal) -> None:
     expected, losses = run_alone("exact")
     assert losses[-1] < 0.9 * losses[0]
     for weights, seen in _dealt("exact", world, deal):
@@ -94,7 +94,7 @@ def test_fast_mode_in_pieces_agrees() -> None:
     assert _largest_difference(expected, run_alone("fast", forward_rows=16)[0]) < 1e-5
 
 
-def test_exact_bf16_gives_the_same_bits() -> None:
+def test_exact_bf16_is_bitwise_reproducible() -> None:
     expected, _ = run_alone("exact", precision="bf16")
     again, _ = run_alone("exact", precision="bf16")
     assert all(torch.equal(again[key], expected[key]) for key in expected)
@@ -171,7 +171,7 @@ def test_the_process_is_left_as_it_was() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_stopping_and_continuing_with_saved_state_gives_the_same_bits() -> None:
+def test_resuming_from_saved_state_is_bitwise_identical() -> None:
     expected, _ = run_alone("exact", head_momentum=0.9)
     chosen, ours = settings("exact", head_momentum=0.9), network()
     optimisers = Optimisers(ours.backbone, ours.heads, chosen)
@@ -199,7 +199,8 @@ def test_new_heads_take_a_new_step() -> None:
     assert not torch.equal(before, ours.heads.linear[1].weight)
 
 
-def test_processes_agree_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_processes_end_bitwise_identical(tmp_path: Path) -> None:
     """The same across processes, with real collectives; and gradients averaged by the framework agree."""
     expected = {mode: run_alone(mode) for mode in ("exact", "fast")}
     for world in (2, 3):
