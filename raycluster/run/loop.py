@@ -224,7 +224,7 @@ def finish_round(run: Run, state: State, evaluation: dict[str, float]) -> Round:
     num_steps = max(1, sums["steps"])
     loss = sums["loss"] / num_steps
     images = sums["steps"] * run.config.training.global_batch
-    chance = balance.loss_over_chance(loss, *found.num_classes, further=state.objective.auxiliary)
+    chance = balance.loss_over_chance(loss, state.objective.chance(found.num_classes))
     record = {
         "round": state.round,
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
