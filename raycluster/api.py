@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raycluster.clustering import knn_graph, whitening
 from raycluster.clustering.kmeans import lloyd
-from raycluster.clustering.kmeans.hierarchical import Tree, fit_tree
+from raycluster.clustering.kmeans.hierarchical import Shares, Tree, fit_tree
 from raycluster.clustering.kmeans.init import Init
 from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState
 from raycluster.clustering.kmeans.result import KMeans
@@ -119,14 +119,17 @@ def kmeans_tree(
     *,
     iterations: int = 20,
     spherical: bool = False,
+    shares: Shares = "rows",
     seed: int = 0,
     engine: Engine = "auto",
     column: str | None = None,
 ) -> Tree:
     """Cluster into sizes[0] clusters, split these into sizes[1] in all, and so on (Caron et al. 2019, section 3.2).
 
-    x, iterations, spherical, seed, engine: as in `kmeans`. sizes: not decreasing. The clusters of the next level are
-    allotted in proportion to rows, at least one to each cluster and at most as many as it has distinct rows.
+    x, iterations, spherical, seed, engine: as in `kmeans`. sizes: not decreasing. shares: how the clusters of the next
+    level are allotted: in proportion to `rows`, or `equal` for all clusters, whose sizes must then be multiples of the
+    ones before. Each cluster gets at least one and at most as many as it has distinct rows; with equal shares the level
+    then has fewer clusters than asked for. The rows of a cluster of more than 1 GiB are not moved to one machine.
 
     Returns a `Tree`. Raises UserError as `kmeans`, and for sizes that decrease.
     """
@@ -135,7 +138,7 @@ def kmeans_tree(
         raise UserError(f"sizes must list the number of clusters of each level, such as [10, 1000]; seen {sizes!r}")
     whole_sizes = [_whole("sizes", size) for size in sizes]
     with _opened(x, column) as features:
-        return fit_tree(features, whole_sizes, seed=_whole("seed", seed), options=options)
+        return fit_tree(features, whole_sizes, seed=_whole("seed", seed), options=options, shares=shares)
 
 
 @dataclass(frozen=True, eq=False)

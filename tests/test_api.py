@@ -86,6 +86,19 @@ def test_a_tree_shares_its_clusters_out_by_size() -> None:
         raycluster.kmeans_tree(rows, [5, 3])
 
 
+def test_a_tree_of_equal_shares() -> None:
+    rows = np.concatenate([_rows(300), _rows(20) + 100, np.full((5, 6), -100, np.float32)])
+    tree = raycluster.kmeans_tree(rows, [3, 33], iterations=5, shares="equal")
+    assert sorted(np.bincount(tree.parents[1]).tolist()) == [1, 11, 11], "one has a single distinct row"
+    assert np.array_equal(tree.parents[1][tree.labels[1]], tree.labels[0]) and len(tree.centroids[1]) == 23
+    flat = raycluster.kmeans_tree(rows, [11], shares="equal")
+    assert np.array_equal(flat.labels[0], raycluster.kmeans(rows, 11).labels)
+    with pytest.raises(UserError, match=r"equal shares need sizes that are multiples .* seen \[3, 32\]"):
+        raycluster.kmeans_tree(rows, [3, 32], shares="equal")
+    with pytest.raises(UserError, match="shares must be one of rows, equal; seen 'even'"):
+        raycluster.kmeans_tree(rows, [3, 33], shares="even")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("k", [1, 7, 399])
 def test_neighbours_are_exact_and_never_the_row_itself(k: int) -> None:
     for rows in (_rows(), np.rint(_rows() / 3), np.repeat(_rows(100), 4, axis=0)):

@@ -18,6 +18,7 @@ from pydantic import Field
 from raycluster.config import NonEmpty, settings
 from raycluster.data import class_order, sources
 from raycluster.data.labels import encode_labels, folder_labels
+from raycluster.data.subset import draw_subset
 from raycluster.io import storage
 from raycluster.types import Shard, UserError
 
@@ -30,17 +31,19 @@ _METADATA = b"raycluster"
 class DataSettings:
     """Which images to train on.
 
-    uri: an image folder (any depth), Parquet or WebDataset tar files (a file, a folder, or a pattern with *), a .txt
-    list of paths, or `digits`; local or remote. image_column: of Parquet files, `auto` finds it. labels: to evaluate
-    with; `auto` takes a column, member or key called label, labels or cls, else the names of sibling folders; `none`;
-    `folder`; or the name of a column. shard_size: images read together. max_broken_fraction: share of images that may
-    be unreadable before a run stops. max_image_pixels: larger images count as broken, but JPEGs of up to four times as
-    many are decoded at half size; decoding takes 16 bytes per pixel at most. shuffle_window_shards: how many
+    uri: an image folder (any depth), Parquet, WebDataset tar or zip files (a file, a folder, or a pattern with *), a
+    .txt list of paths, or `digits`; local or remote. max_samples: so many images of it, drawn at random, null for all;
+    a smaller number draws some of those of a larger one. image_column: of Parquet files, `auto` finds it. labels: to
+    evaluate with; `auto` takes a column, member or key called label, labels or cls, else the names of sibling folders;
+    `none`; `folder`; or the name of a column. shard_size: images read together. max_broken_fraction: share of images
+    that may be unreadable before a run stops. max_image_pixels: larger images count as broken, but JPEGs of up to four
+    times as many are decoded at half size; decoding takes 16 bytes per pixel at most. shuffle_window_shards: how many
     neighbouring shards of an epoch are shuffled together; `auto` is 1, or up to 64 where files list the images class by
     class.
     """
 
     uri: NonEmpty
+    max_samples: Annotated[int, Field(ge=1)] | None = None
     image_column: str = "auto"
     labels: str = "auto"
     shard_size: Annotated[int, Field(ge=1)] = 1000
@@ -133,7 +136,7 @@ class Header(NamedTuple):
 
 def build_manifest(settings: DataSettings) -> Manifest:
     """List the images of `settings.uri`. Raises UserError naming what was found instead of images."""
-    found = sources.find(settings)
+    found = draw_subset(sources.find(settings), settings.max_samples, settings.shard_size)
     labels, classes = _labels(found, settings)
     return Manifest(
         entries=found.entries.append_column("label", pa.array(labels, pa.int32())),
@@ -266,12 +269,13 @@ def _parsed(stored: bytes, metadata: pq.FileMetaData, uri: str) -> Header:
 def _source(settings: DataSettings) -> dict[str, Any]:
     """The settings that determine the content of a manifest."""
     uri = settings.uri if settings.uri == sources.digits.NAME else storage.absolute(settings.uri)
-    return {
+    source = {
         "uri": uri,
         "image_column": settings.image_column,
         "labels": settings.labels,
         "shard_size": settings.shard_size,
     }
+    return source | ({} if settings.max_samples is None else {"max_samples": settings.max_samples})
 
 
 def _labels(found: sources.Found, settings: DataSettings) -> tuple[NDArray[np.int32], list[str]]:

@@ -1,4 +1,4 @@
-"""The encoded bytes of rows of a manifest: files, byte ranges of tar files, rows of Parquet files."""
+"""The encoded bytes of rows of a manifest: files, byte ranges of tar files, members of zip files, Parquet rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
 
 from raycluster.data.decode import BrokenImage
-from raycluster.data.sources import digits, parquet
+from raycluster.data.sources import digits, parquet, zip_archive
+from raycluster.data.sources.base import extension
 from raycluster.io import storage
 from raycluster.types import UserError
 
@@ -31,8 +32,8 @@ def contents(entries: pa.Table, image_column: str) -> Iterator[Content]:
     """The bytes of each row in turn, or why it cannot be read.
 
     entries: columns container, path, offset, size, row of the manifest. Each Parquet row group is read once, each tar
-    file opened once. Raises UserError if storage stays unreachable, or if a Parquet file lacks rows or columns that its
-    manifest names.
+    or zip file opened once. Raises UserError if storage stays unreachable, or if a Parquet file lacks rows or columns
+    that its manifest names.
     """
     containers = entries["container"].to_pylist()
     rows = entries["row"].to_numpy()
@@ -156,9 +157,18 @@ class _Files:
         try:
             if offset < 0:
                 return storage.read_bytes(uri)
-            return storage.attempt("read an image from", uri, lambda: self._file(uri).read_at(size, offset))
+            return storage.attempt("read an image from", uri, lambda: self._bytes(uri, offset, size))
+        except zip_archive.DamagedMember as error:
+            return BrokenImage(f"the member at {offset} of {uri}: {error}")
         except UserError as error:
             return _broken(uri, error)
+
+    def _bytes(self, uri: str, offset: int, size: int) -> bytes:
+        file = self._file(uri)
+        if extension(storage.without_options(uri)[0]) == zip_archive.EXTENSION:
+            return zip_archive.read_member(file.read_at, offset, size, _MAX_IMAGE_BYTES)
+        content: bytes = file.read_at(size, offset)
+        return content
 
     def _file(self, uri: str) -> Any:
         with self._lock:

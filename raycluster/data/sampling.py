@@ -30,6 +30,24 @@ def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.ra
     return counts
 
 
+def uniform_within_groups(
+    labels: NDArray[np.integer], groups: NDArray[np.integer], num_rows: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Visits per sample: equal shares for all groups that have samples, up to one, and inside each those of
+    `uniform_over_clusters`.
+
+    labels, groups: (N,) cluster of each sample and group of its cluster; rows labelled < 0 are excluded. -> (N,) with
+    sum `num_rows`. Raises UserError if all are excluded.
+    """
+    present = np.unique(groups[_included(labels)])
+    shares = np.full(len(present), num_rows // len(present))
+    shares[rng.permutation(len(present))[: num_rows % len(present)]] += 1
+    counts = np.zeros(len(labels), np.int64)
+    for group, share in zip(present, shares.tolist(), strict=True):
+        counts += uniform_over_clusters(np.where(groups == group, labels, -1), share, rng)
+    return counts
+
+
 def one_visit_each(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """One visit per sample, and further ones, drawn without replacement, up to `num_rows`.
 

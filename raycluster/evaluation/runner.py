@@ -109,7 +109,7 @@ class Evaluation:
         """The images of `test_uri`, if there is one."""
         if self.settings.test_uri is None:
             return None
-        data = replace(dataset.settings, uri=self.settings.test_uri)
+        data = replace(dataset.settings, uri=self.settings.test_uri, max_samples=None)
         uri = RunPaths(self.directory).test_manifest(sha256(repr(data).encode()).hexdigest()[:8])
         return open_dataset(data, uri, self.workers, dataset.seed)
 

@@ -71,6 +71,10 @@ class BaseMethod:
         """(N,) the weight of each sample in the loss, mean 1 over the included ones and 0 for the others."""
         return assignments.included.astype(np.float32)
 
+    def head_sizes(self, assignments: Assignments | None) -> tuple[int, ...]:
+        """Classes of each head for the label sets; assignments: None for those that the settings ask for."""
+        return self.requested_clusters() if assignments is None else assignments.num_classes
+
     def heads(
         self, width: int, assignments: Assignments | None, *, auxiliary: tuple[int, ...], seed: int
     ) -> nn.Module | None:
@@ -80,8 +84,8 @@ class BaseMethod:
         a method must not leave out. auxiliary: numbers of classes. Returns (n, width) -> one (n, classes) per head.
         """
         if assignments is None:
-            return Heads(width, (*(() if self.resets_heads else self.requested_clusters()), *auxiliary), seed)
-        return Heads(width, (*assignments.num_classes, *auxiliary), seed) if self.resets_heads else None
+            return Heads(width, (*(() if self.resets_heads else self.head_sizes(None)), *auxiliary), seed)
+        return Heads(width, (*self.head_sizes(assignments), *auxiliary), seed) if self.resets_heads else None
 
     def objective(self, assignments: Assignments | None) -> Objective:
         """What training minimises until the next reassignment. assignments: None before the first."""

@@ -19,25 +19,14 @@ from raycluster.types import Assignments, FeatureRequest, Features, LabelSet
 
 
 @settings
-class Method(BaseMethod):
-    """Settings of DeepCluster.
+class FeatureClustering(BaseMethod):
+    """Settings of methods that cluster the features of one layer by k-means, every so many epochs."""
 
-    num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. descriptor: `flat`
-    takes the map as it is, `pooled` its global average. pca_dim: components kept by whitening. iterations: of Lloyd.
-    start: `random` rows each round as published, or the `previous` labels, which keeps clusters stable.
-    reassign_every_epochs: length of a round. sampling: `uniform` over clusters, or `weighted`: every image once, its
-    loss weighted by the inverse size of its cluster. engine: what finds the nearest centroid; both find the same.
-    """
-
-    name: Literal["deepcluster"] = "deepcluster"
     num_clusters: Annotated[int, Field(ge=2)] = 10_000
     layer: str | None = None
     descriptor: Literal["flat", "pooled"] = "flat"
-    pca_dim: Annotated[int, Field(ge=1)] = 256
     iterations: Annotated[int, Field(ge=1)] = 20
-    start: Literal["random", "previous"] = "random"
     reassign_every_epochs: Annotated[int, Field(ge=1)] = 1
-    sampling: Literal["uniform", "weighted"] = "uniform"
     engine: Literal["auto", "int8", "torch", "faiss"] = "auto"
 
     def requested_clusters(self) -> tuple[int, ...]:
@@ -48,6 +37,30 @@ class Method(BaseMethod):
 
     def reassign_steps(self, epochs: int, steps_per_epoch: int) -> list[int]:
         return [epoch * steps_per_epoch for epoch in range(0, epochs, self.reassign_every_epochs)]
+
+
+def by_sample(num_samples: int, samples: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(N,) labels by sample id, -1 for samples without one. samples, labels: (n,)."""
+    found = np.full(num_samples, -1, np.int32)
+    found[samples] = labels
+    return found
+
+
+@settings
+class Method(FeatureClustering):
+    """Settings of DeepCluster.
+
+    num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. descriptor: `flat`
+    takes the map as it is, `pooled` its global average. pca_dim: components kept by whitening. iterations: of Lloyd.
+    start: `random` rows each round as published, or the `previous` labels, which keeps clusters stable.
+    reassign_every_epochs: length of a round. sampling: `uniform` over clusters, or `weighted`: every image once, its
+    loss weighted by the inverse size of its cluster. engine: what finds the nearest centroid; both find the same.
+    """
+
+    name: Literal["deepcluster"] = "deepcluster"
+    pca_dim: Annotated[int, Field(ge=1)] = 256
+    start: Literal["random", "previous"] = "random"
+    sampling: Literal["uniform", "weighted"] = "uniform"
 
     def assign(self, features: Features | None, context: AssignmentContext) -> Assignments:
         assert features is not None
@@ -61,15 +74,13 @@ class Method(BaseMethod):
             engine=self.engine,
             plain=True,  # as published
         )
-        labels = np.full(context.num_samples, -1, np.int32)
-        labels[result.samples] = result.labels
         metrics = {
             "inertia": result.inertia[-1] / len(result.samples),
             "num_repaired": float(result.num_repaired),
             "iterations": float(len(result.inertia)),
             "compiled_engine": float(result.engine == "int8"),
         }
-        label_set = LabelSet(labels, self.num_clusters)
+        label_set = LabelSet(by_sample(context.num_samples, result.samples, result.labels), self.num_clusters)
         return Assignments(context.num_samples, (label_set,), metrics, {"centroids": result.centroids})
 
     def visit_counts(self, assignments: Assignments, num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:

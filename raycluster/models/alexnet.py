@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from raycluster.config import settings
-from raycluster.models.backbone import Backbone, FlattenTo, conv_bn, initialise
+from raycluster.models.backbone import Backbone, FlattenTo, ModelSettings, conv_bn, initialise
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
 from raycluster.models.input_layers import Input
@@ -20,7 +20,7 @@ def _relu() -> nn.ReLU:
 
 
 @settings
-class Model:
+class Model(ModelSettings):
     """AlexNet of DeepCluster (Caron et al., ECCV 2018), for 224x224; at other sizes maps are average-pooled to 6x6
     before fc6.
 

@@ -7,9 +7,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from raycluster.config import NonEmpty, settings
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.input_layers import Input, make_input_layer
 from raycluster.types import UserError
+
+
+@settings
+class ModelSettings:
+    """The settings of every model.
+
+    weights: what training starts from, null for random weights: the directory of a finished run, or a .safetensors file
+    with the names of `backbone.safetensors`; a path or URI.
+    """
+
+    weights: NonEmpty | None = None
 
 
 class Backbone(nn.Module):

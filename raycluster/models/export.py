@@ -11,11 +11,14 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from raycluster.io import storage
 from raycluster.io.run_paths import RunPaths
 from raycluster.models.backbone import Backbone
 from raycluster.types import UserError
+
+_LISTED = 5  # tensors named in an error
 
 
 def export(backbone: Backbone, settings: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -43,9 +46,7 @@ def load_backbone(run_dir: str | os.PathLike[str]) -> Backbone:
     cannot build.
     """
     paths = RunPaths(os.fspath(run_dir))
-    description, content = _description(paths.backbone_description), storage.read_bytes(paths.backbone_weights)
-    if description.get("sha256") not in (None, sha256(content).hexdigest()):
-        raise _damaged(paths.backbone_weights, "its content does not match the checksum in backbone.json")
+    description, content = _exported(paths)
     model = description["settings"]["model"]
     try:
         backbone: Backbone = import_module(f"raycluster.models.{model['name']}").Model(**model).build(seed=0)
@@ -59,6 +60,55 @@ def load_backbone(run_dir: str | os.PathLike[str]) -> Backbone:
             "with the version that exported it"
         ) from error
     return backbone.eval()
+
+
+def load_weights(backbone: Backbone, source: str) -> None:
+    """Replace the weights and running statistics of a backbone by those of another one, in place.
+
+    source: path or URI of the directory of a finished run, or of a .safetensors file. Names that the backbone lacks,
+    such as those of heads, are ignored. Raises UserError if the source is damaged, or names or shapes do not fit.
+    """
+    wanted, found = backbone.body.state_dict(), _tensors(source)
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [
+        f"{name} is {list(found[name].shape)}, wanted {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise UserError(
+            f"model.weights: {storage.shown(source)} does not fit the model in {len(faults)} of {len(wanted)} tensors: "
+            f"{'; '.join(faults[:_LISTED])}{more}. Choose the model that the weights were trained with, in its settings"
+        )
+    backbone.body.load_state_dict({name: found[name] for name in wanted})
+
+
+def _tensors(source: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of the export in a run directory."""
+    uri = source
+    if storage.without_options(source)[0].endswith(".safetensors"):
+        content = storage.read_bytes(source)
+    else:
+        paths = RunPaths(source)
+        if not storage.exists(paths.backbone_weights):
+            raise UserError(
+                f"model.weights: seen {storage.shown(source)}, which holds no backbone.safetensors; wanted the "
+                "directory of a finished run, or a .safetensors file"
+            )
+        uri, content = paths.backbone_weights, _exported(paths)[1]
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"model.weights: {storage.shown(uri)} is no intact .safetensors file: {error}") from error
+
+
+def _exported(paths: RunPaths) -> tuple[dict[str, Any], bytes]:
+    """Content of backbone.json and of backbone.safetensors, whose checksum it holds."""
+    description, content = _description(paths.backbone_description), storage.read_bytes(paths.backbone_weights)
+    if description.get("sha256") not in (None, sha256(content).hexdigest()):
+        raise _damaged(paths.backbone_weights, "its content does not match the checksum in backbone.json")
+    return description, content
 
 
 def _description(uri: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import nn
 
 from raycluster.config import settings
-from raycluster.models.backbone import Backbone, GlobalAverage, conv_bn, initialise
+from raycluster.models.backbone import Backbone, GlobalAverage, ModelSettings, conv_bn, initialise
 from raycluster.models.input_layers import Input
 
 
 @settings
-class Model:
+class Model(ModelSettings):
     """3x3 convolutions with batch norm, 2x2 max pools in between, and the global average of the last activations.
 
     input: `rgb`, or `sobel` gradients. widths: channels of conv1, conv2, ...; the last is the number of features.

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from raycluster.config import settings
-from raycluster.models.backbone import Backbone, FlattenTo, conv_bn, initialise
+from raycluster.models.backbone import Backbone, FlattenTo, ModelSettings, conv_bn, initialise
 from raycluster.models.dropout import SeededDropout
 from raycluster.models.input_layers import Input
 
@@ -16,7 +16,7 @@ _POOLED_INPUT = (3, 5, 8, 11)  # convolutions after a max pool
 
 
 @settings
-class Model:
+class Model(ModelSettings):
     """VGG-16 of DeepCluster (Caron et al., ECCV 2018), one dropout only, for 224x224; at other sizes maps are
     average-pooled to 7x7 before fc6.
 

@@ -39,6 +39,7 @@ def transfer_config(words: Sequence[str]) -> Config:
     tree["method"] = {"name": "transfer", "labels": labels, "num_clusters": sizes}
     overrides = [word for word in words if not word.startswith("labels=")]
     model = parse(Config, yaml.safe_dump(tree), overrides, source=source).model.name
+    tree["model"]["weights"] = None
     tree["run"]["dir"] = f"{found[0].rstrip('/')}-on-{model}"
     config = parse(Config, yaml.safe_dump(tree), overrides, source=source)
     _check(labels, original, config)

@@ -224,7 +224,7 @@ def finish_round(run: Run, state: State, evaluation: dict[str, float]) -> Round:
     num_steps = max(1, sums["steps"])
     loss = sums["loss"] / num_steps
     images = sums["steps"] * run.config.training.global_batch
-    chance = balance.loss_over_chance(loss, *found.num_classes, further=state.objective.auxiliary)
+    chance = balance.loss_over_chance(loss, state.objective.chance(found.num_classes))
     record = {
         "round": state.round,
         "epoch": run.rounds[state.round][1] / run.steps_per_epoch,
@@ -265,7 +265,7 @@ def _write_round(run: Run, state: State) -> None:
 
 
 def finish(run: Run, state: State) -> Iterator[Event]:
-    """Export the backbone and, where there are true labels, compare it with itself before training."""
+    """Export the backbone and, where there are true labels, compare it with one of random weights."""
     report = run.workers.run_on_rank_zero(read_report, run.config.run.dir)
     if report is not None:
         yield Finished(report)
@@ -278,6 +278,8 @@ def finish(run: Run, state: State) -> Iterator[Event]:
         "rounds": len(run.rounds),
         "last_round": state.records[-1] if state.records else {},
     }
+    if run.config.model.weights:
+        report["weights"] = run.config.model.weights
     if run.dataset.manifest.labels is not None:
         yield Progress("evaluating", 0, 1)
         untrained = fresh_network(run.config, run.workers.device).backbone

@@ -22,8 +22,11 @@ from raycluster.data.sampling import whole_batches
 from raycluster.data.transforms import Views
 from raycluster.evaluation.runner import Evaluation, EvaluationSettings
 from raycluster.features.extraction import SkippedImage
+from raycluster.features.matrix import device
 from raycluster.features.online import OnlineFeatureBank
 from raycluster.io.run_paths import RunPaths
+from raycluster.models.backbone import Backbone
+from raycluster.models.export import load_weights
 from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
 from raycluster.run.directory import (
     check_directory,
@@ -35,6 +38,7 @@ from raycluster.run.local_workers import LocalWorkers
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import generator, seed_for
 from raycluster.training.config import TrainingSettings
+from raycluster.training.memory import check_head_memory
 from raycluster.training.objective import Objective
 from raycluster.training.optimiser import Optimisers
 from raycluster.training.rotation import with_rotation
@@ -170,7 +174,7 @@ def validate_and_initialize(config: Config) -> None:
     """
     run_dir = config.run.dir
     check_directory(run_dir, config, config.run.resume)
-    check_network(config)
+    check_network(config, resumes=holds_run(run_dir))
     manifest_uri = RunPaths(run_dir).manifest
     ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
     check_dataset(config, open_dataset(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
@@ -199,8 +203,10 @@ def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None
         Evaluation(config.evaluation, config.views.eval, directory, LocalWorkers()).check(dataset)
 
 
-def check_network(config: Config) -> None:
-    """UserError unless the layers and views that are named exist, and views vary where several are averaged."""
+def check_network(config: Config, *, resumes: bool = False) -> None:
+    """UserError unless the layers and views that are named exist, views vary where several are averaged, the heads fit
+    the memory if this machine trains, and the weights to start from fit the model. resumes: has weights of its own.
+    """
     request = config.method.feature_request(0)
     objective = build_objective(config, None)
     for name in objective.views:
@@ -212,13 +218,22 @@ def check_network(config: Config) -> None:
             f"method averages {request.visits} views of an image, but views.{request.view} is always the same: "
             "average 1, or let it crop or vary at random"
         )
-    layers = config.model.build(0).layers
+    backbone = config.model.build(0)
+    if config.run.workers == 0:
+        _check_heads(config, backbone, device())
+    if config.model.weights and not resumes:
+        load_weights(backbone, config.model.weights)
+    layers = backbone.layers
     for path, layer in (("method.layer", request and request.layer), ("evaluation.layer", config.evaluation.layer)):
         if layer is not None and layer not in layers:
             raise UserError(
                 f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"
                 + did_you_mean(layer, layers)
             )
+
+
+def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> None:
+    check_head_memory(config.method.head_sizes(None), backbone.num_features, config.training, device)
 
 
 def open_run(config: Config, workers: Workers) -> Run:
@@ -259,8 +274,11 @@ def restore(run: Run) -> State:
     """The state in the newest checkpoint, or that of a run that has not started."""
     config, device = run.config, run.workers.device
     network = fresh_network(config, device)
+    _check_heads(config, network.backbone, device)
     saved = load_newest(config.run.dir, device)
     if saved is None:
+        if config.model.weights:
+            load_weights(network.backbone, config.model.weights)
         optimisers = Optimisers(network.backbone, network.heads, config.training)
         return State(network, optimisers, build_objective(config, None))
     assignments = _unpack_assignments(saved["assignments"])

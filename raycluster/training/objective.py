@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ class Batch(NamedTuple):
     """Rows of a forward pass.
 
     images: (n, h, w, 3) uint8 RGB per view. labels: (label sets, n) int64, below 0 for rows that a set excludes.
-    weights: (n,) float32, 0 for rows that take no part.
+    weights: (n,) float32, 0 for rows that take no part. seeds: of the microbatches that the rows come from, equally
+    many from each, for what `expand` draws at random.
     """
 
     images: tuple[Tensor, ...]
     labels: Tensor
     weights: Tensor
+    seeds: tuple[int, ...] = ()
 
 
 class Objective:
@@ -32,7 +35,7 @@ class Objective:
     views: ClassVar[tuple[str, ...]] = ("train",)
     copies: ClassVar[int] = 1
     auxiliary: ClassVar[tuple[int, ...]] = ()
-    metrics: ClassVar[tuple[str, ...]] = ()
+    metrics: tuple[str, ...] = ()
 
     def expand(self, batch: Batch) -> Batch:
         """`copies` rows for each row of the batch, next to each other."""
@@ -45,6 +48,10 @@ class Objective:
     def measure(self, outputs: Sequence[Sequence[Tensor]], batch: Batch) -> Tensor:
         """(len(metrics), n) float32, the weight of each row applied; reported as means."""
         return batch.weights.new_zeros((0, len(batch.weights)))
+
+    def chance(self, num_classes: Sequence[int]) -> float:
+        """The loss of heads that know nothing, in nats. num_classes: of each label set."""
+        return sum(map(log, num_classes)) / max(1, len(num_classes)) + sum(map(log, self.auxiliary))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a stateful objective (a queue, a moving average) must find again after an interruption."""

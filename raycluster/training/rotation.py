@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from raycluster.seeding import seed_for
 from raycluster.training.objective import Batch, CrossEntropy, Objective, cross_entropy
 from raycluster.types import UserError
 
@@ -79,6 +80,20 @@ def rotate_batch(batch: Batch) -> Batch:
     rotations = torch.arange(NUM_ROTATIONS, device=labels.device).where((weights > 0)[:, None], -1)
     expanded = torch.cat((upright.flatten(1), rotations.flatten()[None]))
     return Batch(copies, expanded, weights.repeat_interleave(NUM_ROTATIONS))
+
+
+def draw_rotations(batch: Batch) -> Tensor:
+    """(n,) int64 rotations of 0 to 3 times 90 degrees, drawn from the seeds of the microbatches of the rows."""
+    rows = len(batch.weights) // len(batch.seeds)
+    generators = [torch.Generator().manual_seed(seed_for(seed, "rotation")) for seed in batch.seeds]
+    drawn = [torch.randint(NUM_ROTATIONS, (rows,), generator=generator) for generator in generators]
+    return torch.cat(drawn).to(batch.weights.device)
+
+
+def rotate_rows(images: Tensor, rotations: Tensor) -> Tensor:
+    """Each image of (n, s, s, 3) rotated anticlockwise by its number of 90 degrees, (n,) 0 to 3."""
+    copies = torch.stack([torch.rot90(images, turn, (1, 2)) for turn in range(NUM_ROTATIONS)])
+    return copies[rotations, torch.arange(len(images), device=images.device)]
 
 
 def _correct(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raycluster.models.backbone import Backbone
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
+from raycluster.models.heads import HierarchicalHeads
 from raycluster.training.config import TrainingSettings
 from raycluster.training.determinism import reproducible
 from raycluster.training.gradient_buffer import FixedPoint, Sums
@@ -29,7 +30,7 @@ class Microbatch(NamedTuple):
 
     images: (b, h, w, 3) uint8 RGB. labels: (label sets, b) int64, below 0 for rows that a set excludes. weights: (b,)
     float32, 0 for rows that take no part. seed: names the work, e.g. seed_for(run_seed, "microbatch", step, stream);
-    decides about dropout. extra_views: the same rows in further views.
+    decides about dropout and rotations. extra_views: the same rows in further views.
     """
 
     images: Tensor
@@ -92,6 +93,7 @@ class Step:
             raise ValueError("exact mode adds gradients as integers: pass the network unwrapped")
         self._norms = [module for module in network.modules() if isinstance(module, GhostBatchNorm)]
         self._dropouts = [module for module in network.modules() if isinstance(module, SeededDropout)]
+        self._hierarchies = [module for module in network.modules() if isinstance(module, HierarchicalHeads)]
         for norm in self._norms:
             norm.microbatch = self._rows
         num_figures = 2 + len(self._objective.metrics)
@@ -134,6 +136,8 @@ class Step:
             dropout.seeds = [microbatch.seed for microbatch in microbatches]
         for norm in self._norms:
             norm.statistics = None
+        for heads in self._hierarchies:
+            heads.super_classes = batch.labels[0]
         precision = _PRECISION[self._settings.precision]
         with torch.autocast(batch.weights.device.type, precision, enabled=precision != torch.float32):
             outputs = self._network(*(images.permute(0, 3, 1, 2) for images in batch.images))
@@ -189,4 +193,5 @@ def _batch(microbatches: Sequence[Microbatch], device: torch.device) -> Batch:
     images = tuple(torch.cat(parts).to(device, non_blocking=True) for parts in views)
     labels = torch.cat([one.labels for one in microbatches], dim=1).to(device, non_blocking=True)
     weights = torch.cat([one.weights for one in microbatches]).to(device, non_blocking=True)
-    return Batch(images, labels, weights * (labels >= 0).any(0) if len(labels) else weights)
+    included = weights * (labels >= 0).any(0) if len(labels) else weights
+    return Batch(images, labels, included, tuple(one.seed for one in microbatches))

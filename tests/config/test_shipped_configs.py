@@ -54,7 +54,7 @@ def test_says_what_it_gives(path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[pytest.mark.slow] if "imagenet" in path.name else [], id=path.stem)
+        pytest.param(path, marks=[pytest.mark.slow] if re.search("imagenet|yfcc", path.name) else [], id=path.stem)
         for path in (*RUNS, *SEARCHES)
     ],
 )
@@ -68,6 +68,8 @@ def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
     ]
     if "num_clusters" in path.read_text():
         overrides.append("method.num_clusters=3")
+    if "num_super_clusters" in path.read_text():
+        overrides.append("method.num_super_clusters=3")
     if "name: deepcluster" in path.read_text():
         overrides.append("method.pca_dim=8")  # not more than there are images
     config = load(SweepConfig if path in SEARCHES else Config, path, overrides)

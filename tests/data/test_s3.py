@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +68,17 @@ def test_images_come_from_the_store_as_from_disk(bucket: str, classes: Path, tmp
         for file, name in zip(files, names, strict=True):
             archive.add(file, name)
     storage.write_bytes(storage.join(bucket, "x.tar"), (tmp_path / "x.tar").read_bytes())
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for file, name in zip(files, names, strict=True):
+            archive.write(file, name)
+    storage.write_bytes(storage.join(bucket, "x.zip"), (tmp_path / "x.zip").read_bytes())
     pq.write_table(pa.table({"image": [file.read_bytes() for file in files], "path": names}), tmp_path / "x.parquet")
     storage.write_bytes(storage.join(bucket, "tables", "x.parquet"), (tmp_path / "x.parquet").read_bytes())
     storage.write_bytes(storage.join(bucket, "list.txt"), "\n".join(f"folder/{name}" for name in names).encode())
 
     expected = loaded(DataSettings(uri=str(classes)), str(tmp_path / "manifest.parquet"))
     manifest_uri = storage.join(bucket, "run", "manifest.parquet")
-    for place in ("folder", "x.tar", "tables", "tables/*.parquet", "list.txt"):
+    for place in ("folder", "x.tar", "x.zip", "tables", "tables/*.parquet", "list.txt"):
         assert loaded(DataSettings(uri=storage.join(bucket, place)), manifest_uri) == expected
 
     uris = "\n".join(storage.join(bucket, "folder", *name.split("/")) for name in names)

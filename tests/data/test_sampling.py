@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.data.sampling import one_visit_each, uniform_over_clusters, whole_batches
+from raycluster.data.sampling import one_visit_each, uniform_over_clusters, uniform_within_groups, whole_batches
 from raycluster.types import UserError
 
 labels_of_samples = st.lists(st.integers(-2, 6), min_size=1, max_size=60).filter(lambda some: max(some) >= 0)
@@ -38,6 +38,22 @@ def test_the_histogram_is_flat_up_to_one(labels: list[int], num_rows: int, seed:
     totals = [some.sum() for some in visits]
     assert max(totals) - min(totals) <= 1
     assert all(some.max() - some.min() <= 1 for some in visits)
+
+
+@given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))
+def test_groups_get_equal_shares_and_clusters_equal_ones_inside(labels: list[int], num_rows: int, seed: int) -> None:
+    known = np.array(labels)
+    groups = np.where(known >= 0, np.array([0, 0, 0, 0, 1, 2, 2])[known.clip(0)], -1)
+    counts = uniform_within_groups(known, groups, num_rows, rng(seed))
+    assert counts.sum() == num_rows and (counts[known < 0] == 0).all()
+    shares = [counts[groups == group].sum() for group in np.unique(groups[known >= 0])]
+    assert max(shares) - min(shares) <= 1
+    for group in np.unique(groups[known >= 0]):
+        totals = [counts[known == cluster].sum() for cluster in np.unique(known[groups == group])]
+        assert max(totals) - min(totals) <= 1
+    for cluster in np.unique(known[known >= 0]):
+        visits = counts[known == cluster]
+        assert visits.max() - visits.min() <= 1
 
 
 def test_which_images_are_drawn_is_left_to_chance() -> None:

@@ -19,6 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 import raycluster
+from raycluster.clustering.kmeans import hierarchical
 from raycluster.clustering.kmeans.lloyd import LloydProgress, kmeans
 from raycluster.clustering.kmeans.result import KMeans
 from raycluster.clustering.whitening import whiten
@@ -117,13 +118,17 @@ def _join(left: dict[int, int], right: dict[int, int]) -> dict[int, int]:
     return {who: left.get(who, 0) + right.get(who, 0) for who in left | right}
 
 
-def test_a_tree_is_identical_on_several_actors(pool_actors: list[ActorHandle]) -> None:
+def test_a_tree_is_identical_on_several_actors(pool_actors: list[ActorHandle], monkeypatch: pytest.MonkeyPatch) -> None:
     actors = pool_actors[:2]
     here = raycluster.kmeans_tree(rows(), [4, 25], iterations=4)
     there = raycluster.kmeans_tree(pooled(actors, 7, shuffled=True), [4, 25], iterations=4)
     for level in range(2):
         assert np.array_equal(here.labels[level], there.labels[level])
         assert here.centroids[level].tobytes() == there.centroids[level].tobytes()
+    monkeypatch.setattr(hierarchical, "_GATHERED_BYTES", 0)  # folds over the pool instead of gathering groups
+    stayed = raycluster.kmeans_tree(pooled(actors, 7, shuffled=True), [4, 25], iterations=4)
+    assert np.array_equal(here.labels[1], stayed.labels[1])
+    assert here.centroids[1].tobytes() == stayed.centroids[1].tobytes()
     graph, other = raycluster.knn(rows(), 3), raycluster.knn(pooled(actors, 7, shuffled=True), 3)
     assert np.array_equal(graph.indices, other.indices) and np.array_equal(graph.distances, other.distances)
 

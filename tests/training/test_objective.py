@@ -9,6 +9,7 @@ from torch.nn import functional
 from raycluster.models.heads import Heads
 from raycluster.models.smallnet import Model
 from raycluster.training.objective import Batch, CrossEntropy, cross_entropy
+from raycluster.training.rotation import CrossEntropyWithRotation, RotationPrediction
 
 
 def test_by_hand() -> None:
@@ -48,3 +49,9 @@ def test_label_sets_have_their_weights_in_the_mean() -> None:
     each = [functional.cross_entropy(scores, target) for scores, target in zip(logits, labels, strict=True)]
     rows = CrossEntropy((3.0, 1.0)).loss([logits], Batch((), labels, torch.ones(6)))
     torch.testing.assert_close(rows.mean(), (3 * each[0] + each[1]) / 4)
+
+
+def test_chance_is_the_mean_over_label_sets_plus_auxiliary_heads() -> None:
+    assert CrossEntropy().chance((3000,)) == pytest.approx(log(3000))
+    assert CrossEntropyWithRotation().chance((10, 1000)) == pytest.approx(log(10_000) / 2 + log(4))
+    assert RotationPrediction().chance(()) == pytest.approx(log(4)) and CrossEntropy().chance((1,)) == 0

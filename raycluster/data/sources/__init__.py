@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pyarrow.fs import FileType, LocalFileSystem
 
-from raycluster.data.sources import digits, image_folder, parquet, path_list, webdataset
+from raycluster.data.sources import digits, image_folder, parquet, path_list, webdataset, zip_archive
 from raycluster.data.sources.base import (
     IMAGE_EXTENSIONS,
     File,
@@ -25,8 +25,8 @@ from raycluster.types import UserError
 
 __all__ = ["IMAGE_EXTENSIONS", "Found", "UnreadFiles", "digits", "find"]
 
-_PACKED = ("tar.gz", "tgz", "zip", "gz", "bz2", "zst")
-_READ = (*IMAGE_EXTENSIONS, *parquet.EXTENSIONS, "tar")
+_PACKED = ("tar.gz", "tgz", "gz", "bz2", "zst")
+_READ = (*IMAGE_EXTENSIONS, *parquet.EXTENSIONS, "tar", zip_archive.EXTENSION)
 
 
 class SourceSettings(Protocol):
@@ -60,6 +60,7 @@ def _find(wanted: SourceSettings, root: str, files: list[File], unread: UnreadFi
     kinds = {
         "Parquet files": [file for file in files if extension(file.path) in parquet.EXTENSIONS],
         "tar files": [file for file in files if extension(file.path) == "tar"],
+        "zip files": [file for file in files if extension(file.path) == zip_archive.EXTENSION],
         "images": [file for file in files if extension(file.path) in IMAGE_EXTENSIONS],
     }
     present = [kind for kind, some in kinds.items() if some]
@@ -73,6 +74,8 @@ def _find(wanted: SourceSettings, root: str, files: list[File], unread: UnreadFi
         )
     if kinds["tar files"]:
         return webdataset.find(kinds["tar files"], wanted.labels, wanted.shard_size)
+    if kinds["zip files"]:
+        return zip_archive.find(kinds["zip files"], wanted.shard_size)
     return image_folder.find(root, kinds["images"], wanted.shard_size)
 
 
@@ -130,11 +133,11 @@ def _nothing_clear(uri: str, files: list[File], present: list[str], unread: Unre
     odd = [f"{count} x {kind} ({example})" for kind, (count, example) in unread.items() if not kind.startswith(".")]
     if not kinds and not odd:
         return (
-            f"data.uri = {uri} holds no files; give a folder of images, Parquet or tar files, or a .txt list of paths"
+            f"data.uri = {uri} holds no files; give a folder of images, Parquet, tar or zip files, or a .txt list of "
+            "paths"
         )
     seen = [f"{count} x .{kind}" if kind else f"{count} without extension" for kind, count in kinds.most_common(8)]
-    packed = (
-        " Unpack archives first, tar files must not be compressed." if any(kind in _PACKED for kind in kinds) else ""
-    )
+    advice = " Unpack compressed files first; tar files must not be compressed."
+    packed = advice if any(kind in _PACKED for kind in kinds) else ""
     wanted = ", ".join(f".{kind}" for kind in _READ)
     return f"data.uri = {uri} holds no images but {', '.join([*seen, *odd])}; wanted {wanted}.{packed}"

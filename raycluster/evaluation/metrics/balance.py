@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -53,10 +52,9 @@ def changed_share(labels: ArrayLike, previous: ArrayLike) -> float:
     return float((new[both] != old[both]).mean()) if both.any() else 0.0
 
 
-def loss_over_chance(loss: float, *num_clusters: int, further: Sequence[int] = ()) -> float:
-    """loss / ln K (its mean over several heads): about 1 when heads know nothing, near 0 when labels are trivial.
+def loss_over_chance(loss: float, chance: float) -> float:
+    """About 1 when heads know nothing, near 0 when labels are trivial; 0 where there is only one class.
 
-    loss: in nats, the mean over the heads, plus those of `further` tasks with so many classes each. K = 1 gives 0.
+    loss, chance: in nats, the loss of the heads and of heads that know nothing (`training.objective.Objective.chance`).
     """
-    chance = sum(map(math.log, num_clusters)) / max(1, len(num_clusters)) + sum(map(math.log, further))
     return loss / chance if chance else 0.0
