@@ -186,6 +186,7 @@ def check_network(config: Config) -> None:
     objective = build_objective(config, None)
     for name in objective.views:
         config.views.section(name)
+    _check_gradients(config)
     if request and request.online and len(objective.views) > 1:
         raise UserError("method: online features need an objective with a single view; use extracted features")
     if request and request.visits > 1 and not config.views.section(request.view).is_random:
@@ -200,6 +201,17 @@ def check_network(config: Config) -> None:
                 f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"
                 + did_you_mean(layer, layers)
             )
+
+
+def _check_gradients(config: Config) -> None:
+    """UserError where a view carries gradients for a network that reads pixels."""
+    views = {"train": config.views.train, "eval": config.views.eval}
+    views |= {f"extra.{name}": view for name, view in config.views.extra.items()}
+    if config.model.input != "sobel" and (gradients := [name for name, view in views.items() if view.sobel]):
+        raise UserError(
+            f"views.{gradients[0]}.sobel: seen true; wanted false where model.input is {config.model.input}, since the "
+            "network reads pixels: set model.input to sobel, or leave it out"
+        )
 
 
 def open_run(config: Config, workers: Workers) -> Run:

@@ -66,12 +66,12 @@ def with_rotation(objective: Objective) -> Objective:
 def rotate_batch(batch: Batch) -> Batch:
     """Each row, then its copies rotated by 90, 180 and 270 degrees anticlockwise; one more row of labels.
 
-    Returns images (4n, s, s, 3) per view, labels (label sets + 1, 4n), weights (4n,). Only the upright copy keeps its
-    labels; the last row of labels is the rotation, of rows whose weight is not 0.
+    Returns images (4n, s, s, 3), or gradients (4n, s, s, 2), per view, labels (label sets + 1, 4n), weights (4n,). Only
+    the upright copy keeps its labels; the last row of labels is the rotation, of rows whose weight is not 0.
     """
     labels, weights = batch.labels, batch.weights
     copies = tuple(
-        torch.stack([torch.rot90(images, turn, (1, 2)) for turn in range(NUM_ROTATIONS)], dim=1).flatten(0, 1)
+        torch.stack([_rotated(images, turn) for turn in range(NUM_ROTATIONS)], dim=1).flatten(0, 1)
         for images in batch.images
     )
     upright = labels.new_full((*labels.shape, NUM_ROTATIONS), -1)
@@ -79,6 +79,15 @@ def rotate_batch(batch: Batch) -> Batch:
     rotations = torch.arange(NUM_ROTATIONS, device=labels.device).where((weights > 0)[:, None], -1)
     expanded = torch.cat((upright.flatten(1), rotations.flatten()[None]))
     return Batch(copies, expanded, weights.repeat_interleave(NUM_ROTATIONS))
+
+
+def _rotated(images: Tensor, turn: int) -> Tensor:
+    """(n, s, s, C) rotated `turn` times by 90 degrees anticlockwise; gradients (C = 2) turn with their image."""
+    rotated = torch.rot90(images, turn, (1, 2))
+    if images.shape[-1] != 2 or turn == 0:
+        return rotated
+    across, down = rotated.unbind(-1)
+    return torch.stack(((down, -across), (-across, -down), (-down, across))[turn - 1], dim=-1)
 
 
 def _correct(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
