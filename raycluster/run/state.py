@@ -35,6 +35,7 @@ from raycluster.seeding import seed_for
 from raycluster.training.config import TrainingSettings
 from raycluster.training.objective import Objective
 from raycluster.training.optimiser import Optimisers
+from raycluster.training.partial_softmax import with_partial_softmax
 from raycluster.training.rotation import with_rotation
 from raycluster.training.step import Network
 from raycluster.types import Assignments, LabelSet, UserError
@@ -228,8 +229,10 @@ def _ensure_initialized(config: Config) -> None:
 
 
 def build_objective(config: Config, assignments: Assignments | None) -> Objective:
-    """What the method minimises, with rotation prediction if the settings ask for it."""
+    """What the method minimises, over part of the clusters or with rotation prediction if the settings ask for it."""
     objective: Objective = config.method.objective(assignments)
+    if config.training.partial_softmax is not None:
+        objective = with_partial_softmax(objective, config.training.partial_softmax, config.training.microbatch)
     return with_rotation(objective) if config.training.rotation else objective
 
 

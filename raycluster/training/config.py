@@ -45,6 +45,7 @@ class TrainingSettings:
     threads: Annotated[int, Field(ge=1)] = 2
     forward_rows: Annotated[int, Field(ge=2)] | None = None
     rotation: bool = False
+    partial_softmax: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def num_microbatches(self) -> int:
