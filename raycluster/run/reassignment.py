@@ -62,7 +62,14 @@ def _extract(
 ) -> Generator[Event, None, list[SkippedImage]]:
     """Extract the requested features of every readable sample; returns all skipped images. again: not the first."""
     view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
-    feature_spec = FeatureSpec(view, request.layer, request.kind, request.visits, epoch if view.is_random else 0)
+    feature_spec = FeatureSpec(
+        view,
+        request.layer,
+        request.kind,
+        request.visits,
+        epoch if view.is_random or request.training else 0,
+        run.config.training.microbatch if request.training else None,
+    )
     skipped, shards = state.skipped, range(len(run.dataset.shards))
     missing: Sequence[int] = shards
     if state.online_features is not None:
