@@ -10,6 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Of the colours (red, green, blue, in [0, 1]) of ImageNet, by which images are normalised."""
+
 Shard = tuple[int, int]
 """(start, stop) sample ids of images that are read together."""
 
@@ -120,19 +125,24 @@ class Chunk:
     crops: Crops | None = None
 
 
+ImageArray = NDArray[np.uint8] | NDArray[np.float16]
+"""Views of images: RGB (..., 3) uint8, or Sobel gradients (..., 2) float16."""
+
+
 class ImageBlock(NamedTuple):
     """Decoded rows of one chunk, in order.
 
-    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB. errors: (n,) str, "" for a decoded image, else
-    the reason (the pixels are then zero). extra_views: the same rows in further views, each (n, height, width, 3).
+    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB, or (n, height, width, 2) float16 Sobel gradients.
+    errors: (n,) str, "" for a decoded image, else the reason (the values are then zero). extra_views: the same rows in
+    further views, each of such a shape.
     """
 
     stream: int
     start: int
     samples: NDArray[np.int64]
-    images: NDArray[np.uint8]
+    images: ImageArray
     errors: NDArray[np.str_]
-    extra_views: tuple[NDArray[np.uint8], ...] = ()
+    extra_views: tuple[ImageArray, ...] = ()
 
 
 Loader = Callable[[Chunk], Iterable[ImageBlock]]
@@ -146,7 +156,8 @@ class FeatureRequest:
     layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
     `activations` (after the ReLU: the input of the heads). view: the section of `views` that is applied, `eval` or
     `train`. visits: number of views per image, whose features are averaged. online: use the activations of the latest
-    visit in training where there was one.
+    visit in training where there was one. training: extract in training mode: batch norm by the statistics of
+    `training.microbatch` images, and dropout.
     """
 
     layer: str | None = None
@@ -154,6 +165,7 @@ class FeatureRequest:
     view: str = "eval"
     visits: int = 1
     online: bool = False
+    training: bool = False
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -65,7 +65,7 @@ def _order(data: str, processes: int, repeats: int) -> list[str]:
 
 def _plan(problem: Problem, epoch: int) -> list[Chunk]:
     """The chunks that tasks read, as in training."""
-    return split_chunks(problem.plan(epoch), rows_within(CHUNK_BYTES, problem.view.size, MICROBATCH), MICROBATCH)
+    return split_chunks(problem.plan(epoch), rows_within(CHUNK_BYTES, problem.view, MICROBATCH), MICROBATCH)
 
 
 def _in_order(problem: Problem, epoch: int) -> float:

@@ -27,8 +27,7 @@ def run(
 ) -> str:
     """A table, mean (standard deviation) over seeds; accuracies in percent, training in seconds.
 
-    data: see `runs.subset`. heads: numbers of heads, separated by commas. head_lr: learning rate of a single head; for
-    several heads, whose losses are averaged, it is multiplied by their number.
+    data: see `runs.subset`. heads: numbers of heads, separated by commas. head_lr: learning rate of each head.
     """
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         train = subset(data, Path(folder), images)
@@ -40,7 +39,7 @@ def run(
                 "training.milestones=[]",
                 "training.schedule=cosine",
             ]
-            head_options = [f"method.num_heads={number}", f"training.head_lr={head_lr * number}"]
+            head_options = [f"method.num_heads={number}", f"training.head_lr={head_lr}"]
             found = [
                 outcome(config, f"{data}/test-*.parquet", *settings, *head_options, f"seed={seed}")
                 for seed in range(seeds)

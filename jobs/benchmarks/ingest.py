@@ -1,6 +1,8 @@
 """Images per second of the training stream, of a torch DataLoader with as many processes, and of decoding only.
 
-The stream is timed from the call on, including planning by Ray Data; the DataLoader from its first batch on.
+The stream is timed from the call on, including planning by Ray Data; the DataLoader from its first batch on. For
+photographs, also the stream of Sobel gradients (`views.train.sobel`) against that of pixels, from which the network
+computes them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +32,7 @@ from raycluster.distributed.session import ray_session
 from raycluster.types import Chunk, Loader, UserError
 
 BATCH, STREAMS, MICROBATCH = 256, 8, 32
+PHOTO = View(size=224, crop_scale=(0.08, 1.0), flip=0.5)
 
 
 def run(small: str = "", photos: str = "", processes: int = 2, repeats: int = 3) -> str:
@@ -41,10 +45,12 @@ def run(small: str = "", photos: str = "", processes: int = 2, repeats: int = 3)
     with ray_session(num_cpus=processes):
         for name, uri, view, times in (
             ("32 px, crop and flip", small, View(size=32, crop_scale=(0.3, 1.0), flip=0.5), 1),
-            ("photos, crop to 224, flip", photos, View(size=224, crop_scale=(0.08, 1.0), flip=0.5), 16),
+            ("photos, crop to 224, flip", photos, PHOTO, 16),
         ):
             if uri:
                 lines.append(_row(name, Problem(uri, view, times, processes), repeats))
+        if photos:
+            lines += ["", *_sobel_rows(photos, processes, repeats)]
     return "\n".join(lines)
 
 
@@ -141,3 +147,29 @@ def _row(name: str, problem: Problem, repeats: int) -> str:
     figures = [(problem.ours(n), problem.dataloader(n), problem.decoding(n)) for n in range(1, repeats + 1)]
     ours, loader, bare = (median(column) for column in zip(*figures, strict=True))
     return f"{name:<28}{ours:>12.0f}{loader:>12.0f}{ours / loader:>8.2f}{bare:>13.0f}{ours / bare:>8.2f}"
+
+
+def _sobel_rows(uri: str, processes: int, repeats: int) -> list[str]:
+    """Where Sobel gradients are computed: by the network from a stream of pixels, or in the stream."""
+    lines = [f"{'Sobel of photos at 224':<28}{'stream, images/s':>18}{'bytes/image':>13}{'input layer, images/s':>23}"]
+    views = {"by the network": PHOTO, "in the stream": replace(PHOTO, sobel=True)}
+    problems = {name: Problem(uri, view, 16, processes) for name, view in views.items()}
+    rates = [{name: problem.ours(n) for name, problem in problems.items()} for n in range(repeats)]
+    for name, view in views.items():
+        rate = median(found[name] for found in rates)
+        lines.append(f"{name:<28}{rate:>18.0f}{view.blank(1).nbytes:>13}{_input_layer(view):>23.0f}")
+    return lines
+
+
+def _input_layer(view: View) -> float:
+    """Images per second and core of the network's first layer."""
+    import torch
+
+    from raycluster.models.input_layers import Sobel
+
+    images, layer = torch.from_numpy(view.blank(MICROBATCH)).permute(0, 3, 1, 2), Sobel()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rate = _rate(len(layer(images)) for _ in range(20))
+    torch.set_num_threads(threads)
+    return rate

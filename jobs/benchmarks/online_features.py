@@ -30,8 +30,7 @@ def run(
         train = subset(data, Path(folder), images)
         lines = [f"{images} images, {epochs} epochs, {heads} heads, {seeds} seeds", "", head("features", COLUMNS)]
         settings = [f"data.uri={train}", f"method.num_heads={heads}", f"training.epochs={epochs}"]
-        settings.append(f"training.head_lr={0.5 * heads}")  # the loss is a mean over heads
-        settings += ["training.milestones=[]", "training.schedule=cosine"]
+        settings += ["training.head_lr=0.5", "training.milestones=[]", "training.schedule=cosine"]
         for features in ("extracted", "online"):
             source = [f"method.features={features}", "method.schedule=epochs", "method.every=1"]
             found = [

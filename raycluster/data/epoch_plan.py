@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.seeding import generator
-from raycluster.types import Chunk, ImageBlock, Shard
+from raycluster.types import Chunk, ImageArray, ImageBlock, Shard
 
 
 class StepRows(NamedTuple):
-    """One microbatch. samples: (b,). images: (b, h, w, 3). errors: (b,). extra_views: each (b, h, w, 3)."""
+    """One microbatch. samples: (b,). images: (b, h, w, 3 or 2). errors: (b,). extra_views: each like images."""
 
     samples: NDArray[np.int64]
-    images: NDArray[np.uint8]
+    images: ImageArray
     errors: NDArray[np.str_]
-    extra_views: tuple[NDArray[np.uint8], ...] = ()
+    extra_views: tuple[ImageArray, ...] = ()
 
 
 def plan_epoch(
@@ -93,7 +93,7 @@ def _shard_chunk(shard: int, span: Shard, epoch: int, visits: int, drawn: NDArra
 
 
 def steps(blocks: Iterable[ImageBlock], streams: Sequence[int], microbatch: int) -> Iterator[dict[int, StepRows]]:
-    """One microbatch per stream and step: {stream: (samples (b,), images (b, h, w, 3), errors (b,))}.
+    """One microbatch per stream and step: {stream: its rows}.
 
     blocks: of these streams, in the order of the plan or of a rest of it (`from_step`).
     """

@@ -14,15 +14,15 @@ from raycluster.data.image_cache import ImageCache, Pixels
 from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.reader import contents
 from raycluster.data.transforms import View, apply
-from raycluster.seeding import reseeded_generator
-from raycluster.types import Chunk, ChunkFailed, ImageBlock, UserError
+from raycluster.seeding import generator, reseeded_generator
+from raycluster.types import Chunk, ChunkFailed, ImageArray, ImageBlock, UserError
 
 BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
 
 
-def rows_within(num_bytes: int, size: int, microbatch: int) -> int:
-    """Rows of size x size pixels that fit into so many bytes: whole microbatches, at least one."""
-    return max(1, num_bytes // (3 * size**2) // microbatch) * microbatch
+def rows_within(num_bytes: int, view: View, microbatch: int) -> int:
+    """Rows of a view that fit into so many bytes: whole microbatches, at least one."""
+    return max(1, num_bytes // view.blank(1).nbytes // microbatch) * microbatch
 
 
 def load_chunk(
@@ -45,7 +45,7 @@ def load_chunk(
     the same.
     """
     try:
-        rows = rows_within(BLOCK_BYTES, view.size, microbatch)
+        rows = rows_within(BLOCK_BYTES, view, microbatch)
         cuts = [0, *range(-chunk.start % rows or rows, len(chunk.samples), rows), len(chunk.samples)]
         contents = _contents(chunk, manifest_uri, image_cache)
         render = _Renderer(chunk, (view, *extra_views), seed, settings.max_image_pixels)
@@ -79,7 +79,7 @@ class _Renderer:
     def block(self, start: int, contents: Sequence[Pixels]) -> ImageBlock:
         """The rows from `start` on, one for each content."""
         chunk, stop = self.chunk, start + len(contents)
-        images = [np.zeros((len(contents), view.size, view.size, 3), np.uint8) for view in self.views]
+        images = [view.blank(len(contents)) for view in self.views]
         errors = [""] * len(contents)
         for index, content in enumerate(contents):
             try:
@@ -92,7 +92,7 @@ class _Renderer:
             chunk.stream, chunk.start + start, samples, images[0], np.array(errors, np.str_), (*images[1:],)
         )
 
-    def _views(self, row: int, content: Pixels) -> Iterator[NDArray[np.uint8]]:
+    def _views(self, row: int, content: Pixels) -> Iterator[ImageArray]:
         if isinstance(content, BrokenImage):
             raise content
         sample, repeat = int(self.chunk.samples[row]), int(self.chunk.repeats[row])
@@ -100,9 +100,11 @@ class _Renderer:
             image = opened(content, max_pixels=self.max_pixels) if isinstance(content, bytes) else content
             if self.chunk.crops is not None:
                 image = _crop(image, self.chunk.crops.boxes[row])
-            work = (self.chunk.epoch, sample, repeat, *([number] if number else []))
+            further = [number] if number else []
+            work = (self.chunk.epoch, sample, repeat, *further)
             rng = reseeded_generator(self.seed, "augment", *work) if view.is_random else None
-            yield apply(image, view, rng)
+            crop_rng = generator(self.seed, "fixed crop", sample, *further) if view.fixed_crop else None
+            yield apply(image, view, rng, crop_rng)
 
 
 def _crop(image: DecodableImage | NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -48,6 +48,23 @@ def uniform_within_groups(
     return counts
 
 
+def misaligned(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Visits per sample by the sampler of DeepCluster's published code, which does not balance clusters.
+
+    From each cluster it draws equally many samples (with replacement if it has no more), but takes their numbers for
+    positions in a list that is ordered by cluster: images keep their labels, and large clusters stay as frequent as
+    they are. labels: (N,) cluster of each sample; rows labelled < 0 are excluded. -> (N,) with sum `num_rows`. Raises
+    UserError if all are excluded.
+    """
+    included = _included(labels)
+    order = np.argsort(labels[included], kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(labels[included][order])) + 1)
+    per = num_rows // len(members) + 1
+    drawn = [rng.choice(ids, per, replace=len(ids) <= per) for ids in members]
+    positions = rng.permutation(np.concatenate(drawn))[:num_rows]
+    return np.bincount(included[order[positions]], minlength=len(labels))
+
+
 def one_visit_each(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """One visit per sample, and further ones, drawn without replacement, up to `num_rows`.
 

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from raycluster.config import settings
 from raycluster.data.decode import Box, BrokenImage, DecodableImage, Jpeg, rgb, set_jpeg_scale
-from raycluster.types import UserError
+from raycluster.data.gradients import sobel
+from raycluster.types import ImageArray, UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
@@ -40,10 +41,12 @@ class View:
     size: side of the result in pixels, at most 2048. resize: length to which the short side is scaled first, 0 for
     none; an image smaller than the crop is always scaled up to it. crop_scale, crop_ratio: ranges of the area (as a
     share of the image) and of width / height (default 3/4 to 4/3) of a random crop. padding: black pixels added on each
-    side before a random crop of `size`. flip: probability of a horizontal flip. brightness, contrast, saturation: x for
+    side before a random crop of `size`. fixed_crop: the random crop of an image is the same in every visit. flip,
+    vertical_flip: probabilities of a horizontal and of a vertical flip. brightness, contrast, saturation: x for
     factors from 1 - x to 1 + x. hue: x for shifts from -x to x of the colour circle. grayscale: probability of
     conversion to gray. equalize, autocontrast: probabilities of equalizing the histogram of each channel, or of
     stretching it to the full range. sharpness: x for a factor from 1 - x (blurred) to 1 + x, if neither is applied.
+    sobel: the stream carries Sobel gradients in float16 instead of pixels, which needs model.input sobel.
     """
 
     size: Annotated[int, Field(ge=1, le=2048)]
@@ -51,7 +54,9 @@ class View:
     crop_scale: tuple[Share, Share] | None = None
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     padding: Annotated[int, Field(ge=0)] | None = None
+    fixed_crop: bool = False
     flip: Share = 0.0
+    vertical_flip: Share = 0.0
     brightness: Strength = 0.0
     contrast: Strength = 0.0
     saturation: Strength = 0.0
@@ -60,6 +65,7 @@ class View:
     equalize: Share = 0.0
     autocontrast: Share = 0.0
     sharpness: Strength = 0.0
+    sobel: bool = False
 
     def __post_init__(self) -> None:
         errors = list(_config_errors(self))
@@ -77,10 +83,20 @@ class View:
         return bool(self.equalize or self.autocontrast or self.sharpness)
 
     @property
+    def crops(self) -> bool:
+        """Whether a random part of the image is taken."""
+        return self.crop_scale is not None or self.padding is not None
+
+    @property
     def is_random(self) -> bool:
         """Whether two visits of an image may differ."""
-        crops = self.crop_scale is not None or self.padding is not None
-        return crops or self.jitters or self.filters or self.flip > 0 or self.grayscale > 0
+        flips = self.flip > 0 or self.vertical_flip > 0
+        return (self.crops and not self.fixed_crop) or self.jitters or self.filters or flips or self.grayscale > 0
+
+    def blank(self, count: int) -> ImageArray:
+        """`count` rows of zeros in the shape and type of this view."""
+        side = (count, self.size, self.size)
+        return np.zeros((*side, 2), np.float16) if self.sobel else np.zeros((*side, 3), np.uint8)
 
 
 @settings
@@ -103,19 +119,35 @@ class Views:
         return known[name]
 
 
-def apply(image: DecodableImage | NDArray[np.uint8], view: View, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-    """The view of one image: (size, size, 3) uint8.
+def apply(
+    image: DecodableImage | NDArray[np.uint8],
+    view: View,
+    rng: np.random.Generator | None,
+    crop_rng: np.random.Generator | None = None,
+) -> ImageArray:
+    """The view of one image: (size, size, 3) uint8, or its gradients, (size, size, 2) float16, where `sobel` is set.
 
     image: (h, w, 3) RGB, or what `decode.opened` gives (a JPEG is decoded here, at a reduced size where possible).
-    rng: of this visit; may be None for a view that is not random. Raises BrokenImage.
+    rng: of this visit; may be None for a view that is not random. crop_rng: of this image, for a fixed crop. Raises
+    BrokenImage.
     """
+    pixels = _augmented(image, view, rng, crop_rng)
+    return sobel(pixels) if view.sobel else pixels
+
+
+def _augmented(
+    image: DecodableImage | NDArray[np.uint8],
+    view: View,
+    rng: np.random.Generator | None,
+    crop_rng: np.random.Generator | None,
+) -> NDArray[np.uint8]:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
+    assert rng is not None or not view.is_random, "a random view needs a generator"
+    draws, crop_draws = _draws(rng), _draws(crop_rng)
+    pixels = _cropped(image, view, crop_draws if view.fixed_crop else draws)
     if not view.is_random:
-        return _pixels(_placed(image, view, iter(())))
-    assert rng is not None, "a random view needs a generator"
-    draws = iter(rng.random(_DRAWS).tolist())
-    pixels = _cropped(image, view, draws)
+        return pixels
     flipped = next(draws) < view.flip
     if view.jitters:
         pixels = _pixels(_jittered(Image.fromarray(pixels), view, draws))
@@ -123,7 +155,14 @@ def apply(image: DecodableImage | NDArray[np.uint8], view: View, rng: np.random.
         pixels = _pixels(Image.fromarray(pixels).convert("L").convert("RGB"))
     if view.filters:
         pixels = _pixels(_filtered(Image.fromarray(pixels), view, draws))
+    if view.vertical_flip and next(draws) < view.vertical_flip:
+        pixels = pixels[::-1]
     return pixels[:, ::-1] if flipped else pixels
+
+
+def _draws(rng: np.random.Generator | None) -> Iterator[float]:
+    """Uniform numbers in [0, 1) for one view; none without a generator."""
+    return iter(() if rng is None else rng.random(_DRAWS).tolist())
 
 
 def random_box(width: int, height: int, view: View, draws: Iterator[float]) -> Box:
@@ -165,6 +204,8 @@ def _config_errors(view: View) -> Iterator[str]:
             yield f"{name} = {list(pair)} should be [low, high] with low <= high and high > 0"
     if view.crop_scale is not None and view.padding is not None:
         yield "crop_scale and padding are two ways to crop; drop one of them"
+    if view.fixed_crop and not view.crops:
+        yield "fixed_crop has no effect without crop_scale or padding; set one of them or drop it"
     if view.padding is not None and view.padding >= view.size:
         yield f"padding = {view.padding} leaves crops of size = {view.size} without an image; set it below size"
     if view.crop_scale is not None and view.resize:

@@ -1,4 +1,4 @@
-"""Images become features: every shard through the backbone, in evaluation mode, wherever a worker is free."""
+"""Images become features: every shard through the backbone, wherever a worker is free."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raycluster.data.dataset import ImageDataset
 from raycluster.data.epoch_plan import shard_chunks
 from raycluster.data.transforms import View
 from raycluster.events import FailureEvent, Progress
-from raycluster.models.backbone import Backbone, pool
+from raycluster.models.backbone import Backbone, pool, training_mode
 from raycluster.runtime.workers import Workers
-from raycluster.types import Block, ChunkFailed, ImageBlock, RunStopped, UserError
+from raycluster.seeding import seed_for
+from raycluster.types import Block, ChunkFailed, ImageArray, ImageBlock, RunStopped, UserError
 
 BATCH = 256  # rows of one forward pass; part of the result, since kernels may round differently at other sizes
 
@@ -36,6 +38,7 @@ class FeatureSpec:
 
     view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average)
     or `activations` (flat, after the ReLU). visits: of each image, which are averaged. epoch: names random views.
+    microbatch: None for evaluation mode; else training mode, with batch norm over at most so many rows of a shard.
     """
 
     view: View
@@ -43,21 +46,33 @@ class FeatureSpec:
     kind: str = "flat"
     visits: int = 1
     epoch: int = 0
+    microbatch: int | None = None
 
     @torch.no_grad()
-    def describe(self, backbone: Backbone, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float16]:
-        """(n * visits, h, w, 3) pixels -> (n, D) float16 features."""
-        batches = [
-            torch.from_numpy(images[start : start + BATCH]).to(device).permute(0, 3, 1, 2)
-            for start in range(0, max(len(images), 1), BATCH)
-        ]
-        maps = [backbone(batch, self.layer) for batch in batches]
+    def describe(
+        self, backbone: Backbone, images: ImageArray, device: torch.device, seed: int = 0
+    ) -> NDArray[np.float16]:
+        """(n * visits, h, w, 3 or 2) -> (n, D) float16 features. backbone: in evaluation mode. seed: of dropout."""
+        batches = [torch.from_numpy(part).to(device).permute(0, 3, 1, 2) for part in self._split(images)]
+        maps = [self._forward(backbone, batch, seed_for(seed, "batch", i)) for i, batch in enumerate(batches)]
         rows = torch.cat([pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps])
         if self.kind == "activations":
             rows = rows.relu()
         if self.visits > 1:
             rows = rows.float().unflatten(0, (-1, self.visits)).mean(1)
         return rows.to("cpu", torch.float16).numpy()
+
+    def _split(self, images: ImageArray) -> Sequence[NDArray[Any]]:
+        """What goes through the network together; in training mode, parts of nearly equal size."""
+        if self.microbatch is not None:
+            return np.array_split(images, max(1, -(-len(images) // self.microbatch)))
+        return [images[start : start + BATCH] for start in range(0, max(len(images), 1), BATCH)]
+
+    def _forward(self, backbone: Backbone, batch: Tensor, seed: int) -> Tensor:
+        if self.microbatch is None or len(batch) < 2:  # one row has no variance
+            return backbone(batch, self.layer)
+        with training_mode(backbone, seed):
+            return backbone(batch, self.layer)
 
 
 def extract(
@@ -95,7 +110,8 @@ def extract(
                 samples, images, errors = _whole_shard(list(group))
                 good = errors == ""
                 skipped += map(SkippedImage, samples[~good].tolist(), errors[~good].tolist())
-                features = feature_spec.describe(backbone, images[good], workers.device)
+                seed = seed_for(dataset.seed, "extract", feature_spec.epoch, shard)
+                features = feature_spec.describe(backbone, images[good], workers.device, seed)
                 workers.put(version, shard, Block(samples[good][:: feature_spec.visits], features))
                 done += len(samples)
                 yield Progress("extracting", done, total)
@@ -128,7 +144,7 @@ def _some(shards: Sequence[int]) -> str:
     return "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
 
 
-def _whole_shard(blocks: list[ImageBlock]) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.str_]]:
+def _whole_shard(blocks: list[ImageBlock]) -> tuple[NDArray[np.int64], ImageArray, NDArray[np.str_]]:
     return (
         np.concatenate([block.samples for block in blocks]),
         np.concatenate([block.images for block in blocks]),

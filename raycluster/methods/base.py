@@ -83,9 +83,10 @@ class BaseMethod:
         width: of the features that heads read, before their ReLU. assignments: None for the heads of the start, which
         a method must not leave out. auxiliary: numbers of classes. Returns (n, width) -> one (n, classes) per head.
         """
-        if assignments is None:
-            return Heads(width, (*(() if self.resets_heads else self.head_sizes(None)), *auxiliary), seed)
-        return Heads(width, (*self.head_sizes(assignments), *auxiliary), seed) if self.resets_heads else None
+        if assignments is not None and not self.resets_heads:
+            return None
+        sizes = () if assignments is None and self.resets_heads else self.head_sizes(assignments)
+        return Heads(width, (*sizes, *auxiliary), seed, averaged=len(sizes))
 
     def objective(self, assignments: Assignments | None) -> Objective:
         """What training minimises until the next reassignment. assignments: None before the first."""

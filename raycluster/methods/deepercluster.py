@@ -17,7 +17,7 @@ from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
 from raycluster.data.sampling import uniform_over_clusters, uniform_within_groups
 from raycluster.methods.base import AssignmentContext
-from raycluster.methods.deepcluster import FeatureClustering, by_sample
+from raycluster.methods.whitened import FeatureClustering, by_sample
 from raycluster.models.heads import HierarchicalHeads
 from raycluster.training.hierarchical import CartesianCrossEntropy, HierarchicalCrossEntropy
 from raycluster.training.objective import CrossEntropy, Objective
@@ -36,9 +36,9 @@ class Method(FeatureClustering):
     smaller head. rotations: one of four rotations is drawn for each visit of an image, and predicted. loss:
     `hierarchical`: the super-class (super-cluster and rotation), and the sub-cluster by a head for each super-class; or
     `cartesian`: one head for all pairs of sub-cluster and rotation. layer: whose output before its ReLU is clustered,
-    null for the last. descriptor: `flat` takes the map as it is, `pooled` its global average. pca_dim: components kept
-    by whitening, null for all. iterations: of Lloyd, at either level. reassign_every_epochs: length of a round. engine:
-    what finds the nearest centroid; all find the same.
+    null for the last. descriptor: `flat` takes the map as it is, `activations` after the ReLU, `pooled` its global
+    average. pca_dim: components kept by whitening, null for all. iterations: of Lloyd, at either level.
+    reassign_every_epochs: length of a round. engine: what finds the nearest centroid; all find the same.
     """
 
     name: Literal["deepercluster"] = "deepercluster"
@@ -49,6 +49,7 @@ class Method(FeatureClustering):
     pca_dim: Count | None = None
     iterations: Count = 10
     reassign_every_epochs: Count = 3
+    engine: Literal["auto", "int8", "torch", "faiss"] = "auto"
 
     def __post_init__(self) -> None:
         groups, clusters = self.num_super_clusters, self.num_clusters

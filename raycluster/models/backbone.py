@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from raycluster.config import NonEmpty, settings
 from raycluster.models.batchnorm import GhostBatchNorm
+from raycluster.models.dropout import SeededDropout
 from raycluster.models.input_layers import Input, make_input_layer
 from raycluster.types import UserError
 
@@ -38,7 +40,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.layers, self.num_features = tuple(layers), num_features
         self.input_layer = make_input_layer(input)
-        self.body = nn.Sequential()
+        self.body: nn.Module = nn.Sequential()
         for name, module in body.items():
             self.body.add_module(name, module)
         self.to(memory_format=torch.channels_last)
@@ -51,12 +53,34 @@ class Backbone(nn.Module):
         wanted = layer or self.layers[-1]
         if wanted not in self.layers:
             raise UserError(f"this backbone has no layer {wanted!r}; choose one of {', '.join(self.layers)}")
-        values = self.input_layer(images)
+        return self.run(self.input_layer(images), wanted)
+
+    def run(self, values: Tensor, layer: str) -> Tensor:
+        """The output of the input layer -> the output of `layer`, a name in `layers`."""
         for name, module in self.body.named_children():
             values = module(values)
-            if name == wanted:
+            if name == layer:
                 break
         return values
+
+
+@contextmanager
+def training_mode(backbone: Backbone, seed: int) -> Iterator[None]:
+    """Forward passes as in training, with all rows as one microbatch of this seed, but running statistics stay."""
+    norms = [module for module in backbone.modules() if isinstance(module, GhostBatchNorm)]
+    microbatches, was_training = [norm.microbatch for norm in norms], backbone.training
+    for module in backbone.modules():
+        if isinstance(module, GhostBatchNorm):
+            module.microbatch = None
+        elif isinstance(module, SeededDropout):
+            module.seeds = [seed]
+    backbone.train()
+    try:
+        yield
+    finally:
+        backbone.train(was_training)
+        for norm, microbatch in zip(norms, microbatches, strict=True):
+            norm.microbatch, norm.statistics = microbatch, None
 
 
 def pool(features: Tensor) -> Tensor:

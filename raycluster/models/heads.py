@@ -8,29 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raycluster.seeding import seed_for
 from raycluster.types import Head
 
 
 class Heads(nn.Module):
     """ReLU, then one linear layer per head: (n, num_features) -> [(n, size) logits for each of `sizes`].
 
-    Weights N(0, .01), bias 0 (Caron et al., ECCV 2018), drawn from `seed`.
+    Weights N(0, .01), bias 0 (Caron et al., ECCV 2018), drawn from `seed`. averaged: number of heads, the first ones,
+    of whose losses the mean is minimised. relu: False leaves the ReLU out.
     """
 
-    def __init__(self, num_features: int, sizes: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, num_features: int, sizes: Sequence[int], seed: int, *, averaged: int = 1, relu: bool = True
+    ) -> None:
         super().__init__()
+        self.averaged, self.relu = averaged, relu
         generator = torch.Generator().manual_seed(seed)
-        layers = [nn.Linear(num_features, size) for size in sizes]
-        with torch.no_grad():
-            for layer in layers:
-                layer.weight.normal_(0, 0.01, generator=generator)
-                layer.bias.zero_()
-        self.linear = nn.ModuleList(layers)
+        self.linear = nn.ModuleList(_linear(num_features, size, generator) for size in sizes)
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """(n, num_features) before their ReLU -> one (n, size) per head."""
-        activations = features.relu()
+        activations = features.relu() if self.relu else features
         return [layer(activations) for layer in self.linear]
+
+    def undo_mean(self) -> None:
+        """Multiply the gradients of the averaged heads by their number, as if each head were alone."""
+        if self.averaged > 1:
+            for parameter in self.linear[: self.averaged].parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.averaged)
 
     def arrays(self) -> list[Head]:
         """Copies of weight (size, num_features) and bias (size,) of each head."""
@@ -61,3 +68,25 @@ class HierarchicalHeads(Heads):
         width = max(part.shape[1] for part in scores)
         padded = [functional.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in scores]
         return [first(activations), torch.cat(padded)[order.argsort()]]
+
+
+class TwoLayerHeads(nn.Module):
+    """`Heads` on a fully connected layer of the same width, which they share: ReLU, linear, ReLU, linear."""
+
+    def __init__(self, num_features: int, sizes: Sequence[int], seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed_for(seed, "hidden layer"))
+        self.hidden = _linear(num_features, num_features, generator)
+        self.heads = Heads(num_features, sizes, seed)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """(n, num_features) before their ReLU -> one (n, size) per head."""
+        return self.heads(self.hidden(features.relu()))
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.normal_(0, 0.01, generator=generator)
+        layer.bias.zero_()
+    return layer

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from raycluster.types import IMAGE_MEAN, IMAGE_STD
+
 Input = Literal["rgb", "sobel"]
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _HORIZONTAL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 _VERTICAL = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))
 
@@ -25,8 +25,8 @@ class Normalise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) -> same shape, float32."""
@@ -39,7 +39,8 @@ class Sobel(Normalise):
     """Sobel gradients of the mean of the normalised channels: (n, 3, h, w) -> (n, 2, h, w), zero padding of 1.
 
     Frozen, no scaling, no magnitude, as in DeepCluster (Caron et al., ECCV 2018, section 3.3). Channel mean and
-    gradients are linear, so one 3x3 convolution computes both.
+    gradients are linear, so one 3x3 convolution computes both. Images of two channels are such gradients already, as
+    the data stream makes them where `views` asks for `sobel`.
     """
 
     kernel: Tensor
@@ -51,7 +52,9 @@ class Sobel(Normalise):
         self.register_buffer("kernel", gradients.expand(2, 3, 3, 3) / 3, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, 2, h, w), float32 also under autocast."""
+        """(n, 3, h, w), or gradients (n, 2, h, w) -> (n, 2, h, w), float32 also under autocast."""
+        if images.shape[1] == self.num_channels:
+            return images.to(self.kernel.dtype, memory_format=torch.channels_last)
         with torch.autocast(images.device.type, enabled=False):
             return self.gradients(super().forward(images))
 

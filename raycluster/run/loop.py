@@ -151,7 +151,8 @@ def _stream(run: Run, state: State, epoch: int, step: int, streams: Sequence[int
     assert state.assignments is not None
     mine = [chunk for chunk in _plan(run, state.assignments, epoch) if chunk.stream in streams]
     views = [config.views.section(name) for name in state.objective.views]
-    rows_at_once = rows_within(CHUNK_BYTES // len(views), max(view.size for view in views), microbatch)
+    largest = max(views, key=lambda view: view.blank(1).nbytes)
+    rows_at_once = rows_within(CHUNK_BYTES // len(views), largest, microbatch)
     chunks = split_chunks(from_step(mine, step, microbatch), rows_at_once, microbatch)
     return run.workers.stream(run.dataset.locate(chunks), run.dataset.loader(*views, microbatch=microbatch))
 

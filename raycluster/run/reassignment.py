@@ -62,7 +62,14 @@ def _extract(
 ) -> Generator[Event, None, list[SkippedImage]]:
     """Extract the requested features of every readable sample; returns all skipped images. again: not the first."""
     view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
-    feature_spec = FeatureSpec(view, request.layer, request.kind, request.visits, epoch if view.is_random else 0)
+    feature_spec = FeatureSpec(
+        view,
+        request.layer,
+        request.kind,
+        request.visits,
+        epoch if view.is_random or request.training else 0,
+        run.config.training.microbatch if request.training else None,
+    )
     skipped, drawn = state.skipped, run.draw(state.round)
     missing = [shard for shard, span in enumerate(run.dataset.shards) if drawn is None or drawn[slice(*span)].any()]
     if state.online_features is not None:

@@ -41,6 +41,7 @@ from raycluster.training.config import TrainingSettings
 from raycluster.training.memory import check_head_memory
 from raycluster.training.objective import Objective
 from raycluster.training.optimiser import Optimisers
+from raycluster.training.partial_softmax import with_partial_softmax
 from raycluster.training.rotation import with_rotation
 from raycluster.training.step import Network
 from raycluster.types import Assignments, LabelSet, UserError
@@ -211,6 +212,7 @@ def check_network(config: Config, *, resumes: bool = False) -> None:
     objective = build_objective(config, None)
     for name in objective.views:
         config.views.section(name)
+    _check_gradients(config)
     if request and request.online and len(objective.views) > 1:
         raise UserError("method: online features need an objective with a single view; use extracted features")
     if request and request.visits > 1 and not config.views.section(request.view).is_random:
@@ -236,6 +238,17 @@ def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> No
     check_head_memory(config.method.head_sizes(None), backbone.num_features, config.training, device)
 
 
+def _check_gradients(config: Config) -> None:
+    """UserError where a view carries gradients for a network that reads pixels."""
+    views = {"train": config.views.train, "eval": config.views.eval}
+    views |= {f"extra.{name}": view for name, view in config.views.extra.items()}
+    if config.model.input != "sobel" and (gradients := [name for name, view in views.items() if view.sobel]):
+        raise UserError(
+            f"views.{gradients[0]}.sobel: seen true; wanted false where model.input is {config.model.input}, since the "
+            "network reads pixels: set model.input to sobel, or leave it out"
+        )
+
+
 def open_run(config: Config, workers: Workers) -> Run:
     """The run as its directory has it, initialized if need be. Collective."""
     workers.run_on_rank_zero(_ensure_initialized, config)
@@ -250,8 +263,10 @@ def _ensure_initialized(config: Config) -> None:
 
 
 def build_objective(config: Config, assignments: Assignments | None) -> Objective:
-    """What the method minimises, with rotation prediction if the settings ask for it."""
+    """What the method minimises, over part of the clusters or with rotation prediction if the settings ask for it."""
     objective: Objective = config.method.objective(assignments)
+    if config.training.partial_softmax is not None:
+        objective = with_partial_softmax(objective, config.training.partial_softmax, config.training.microbatch)
     return with_rotation(objective) if config.training.rotation else objective
 
 

@@ -18,16 +18,16 @@ class TrainingSettings:
     are extracted, clustered and trained on; null for all (algorithm 2 of Caron's thesis). An epoch is then a pass
     over the drawn ones. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
     rows that share batch norm statistics and go to the same worker. lr, momentum, weight_decay: SGD of the backbone.
-    head_lr: of the heads, null for the same as lr; it applies to the mean of the loss over heads, so each of h heads
-    learns at head_lr / h (multiply by h for head_lr per head). head_momentum: of the heads. schedule: `constant`,
-    `cosine` to zero, or `step`: times decay (null for 0.1) at each of milestones, in epochs. warmup_epochs: linear
-    warm-up, on top of any schedule. mode: `exact` is bitwise identical for any number of workers on the same kind of
-    hardware, `fast` agrees to about 1e-5. precision: of the forward and backward pass of a step; weights, gradients and
-    the input layer are always float32. `fp32` is float32 throughout; `tf32` lets CUDA round the inputs of convolutions
-    and matrix products to TensorFloat-32; `bf16` and `fp16` use autocast. threads: per worker on a CPU; changes the
-    result. forward_rows: in fast mode, at most so many rows share a forward pass, which bounds memory; null for 256.
-    rotation: one more head predicts rotations (4-way); each image then becomes four rows, and only the upright one has
-    labels.
+    head_lr: of each head, as if it were alone, null for the same as lr; the backbone learns from the mean of the loss
+    over heads. head_momentum: of the heads. schedule: `constant`, `cosine` to zero, or `step`: times decay (null for
+    0.1) at each of milestones, in epochs. warmup_epochs: linear warm-up, on top of any schedule. mode: `exact` is
+    bitwise identical for any number of workers on the same kind of hardware, `fast` agrees to about 1e-5. precision: of
+    the forward and backward pass of a step; weights, gradients and the input layer are always float32. `fp32` is
+    float32 throughout; `tf32` lets CUDA round the inputs of convolutions and matrix products to TensorFloat-32; `bf16`
+    and `fp16` use autocast. threads: per worker on a CPU; changes the result. forward_rows: in fast mode, at most so
+    many rows share a forward pass, which bounds memory; null for 256. rotation: one more head predicts rotations
+    (4-way); each image then becomes four rows, and only the upright one has labels. partial_softmax: the softmax runs
+    over so many clusters, those of the labels in a microbatch and drawn ones; null for all.
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
@@ -48,6 +48,7 @@ class TrainingSettings:
     threads: Annotated[int, Field(ge=1)] = 2
     forward_rows: Annotated[int, Field(ge=2)] | None = None
     rotation: bool = False
+    partial_softmax: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def num_microbatches(self) -> int:

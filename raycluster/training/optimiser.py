@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
 
 _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
@@ -28,12 +29,13 @@ def rate(settings: TrainingSettings, epoch: float) -> float:
 class Optimisers:
     """SGD of the backbone, and SGD of the heads, which is created anew with them.
 
-    By default the heads have no momentum, as in DeepCluster's published code. loss_scale: factor on the loss that keeps
-    fp16 gradients in range; 1 in other precisions.
+    By default the heads have no momentum, as in DeepCluster's published code. Where the mean over heads is minimised,
+    each head learns as if it were alone. loss_scale: factor on the loss that keeps fp16 gradients in range; 1 in other
+    precisions.
     """
 
     def __init__(self, backbone: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
-        self.settings = settings
+        self.settings, self.heads = settings, heads
         self.body = SGD(
             backbone.parameters(),
             settings.lr,
@@ -56,11 +58,13 @@ class Optimisers:
 
     def new_heads(self, heads: nn.Module) -> None:
         """Replace the heads and the state of their optimiser; the backbone keeps its momentum."""
-        self.head = self._head(heads)
+        self.heads, self.head = heads, self._head(heads)
 
     def step(self, epoch: float) -> None:
         """Apply the gradients at the learning rates of `epoch`."""
         factor = rate(self.settings, epoch)
+        if isinstance(self.heads, Heads):
+            self.heads.undo_mean()
         for optimiser, lr in ((self.body, self.settings.lr), (self.head, self.settings.head_lr or self.settings.lr)):
             optimiser.param_groups[0]["lr"] = lr * factor
             optimiser.step()

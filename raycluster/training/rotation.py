@@ -67,12 +67,12 @@ def with_rotation(objective: Objective) -> Objective:
 def rotate_batch(batch: Batch) -> Batch:
     """Each row, then its copies rotated by 90, 180 and 270 degrees anticlockwise; one more row of labels.
 
-    Returns images (4n, s, s, 3) per view, labels (label sets + 1, 4n), weights (4n,). Only the upright copy keeps its
-    labels; the last row of labels is the rotation, of rows whose weight is not 0.
+    Returns images (4n, s, s, 3), or gradients (4n, s, s, 2), per view, labels (label sets + 1, 4n), weights (4n,). Only
+    the upright copy keeps its labels; the last row of labels is the rotation, of rows whose weight is not 0.
     """
     labels, weights = batch.labels, batch.weights
     copies = tuple(
-        torch.stack([torch.rot90(images, turn, (1, 2)) for turn in range(NUM_ROTATIONS)], dim=1).flatten(0, 1)
+        torch.stack([_rotated(images, turn) for turn in range(NUM_ROTATIONS)], dim=1).flatten(0, 1)
         for images in batch.images
     )
     upright = labels.new_full((*labels.shape, NUM_ROTATIONS), -1)
@@ -91,9 +91,18 @@ def draw_rotations(batch: Batch) -> Tensor:
 
 
 def rotate_rows(images: Tensor, rotations: Tensor) -> Tensor:
-    """Each image of (n, s, s, 3) rotated anticlockwise by its number of 90 degrees, (n,) 0 to 3."""
-    copies = torch.stack([torch.rot90(images, turn, (1, 2)) for turn in range(NUM_ROTATIONS)])
+    """Each image of (n, s, s, C) rotated anticlockwise by its number of 90 degrees, (n,) 0 to 3."""
+    copies = torch.stack([_rotated(images, turn) for turn in range(NUM_ROTATIONS)])
     return copies[rotations, torch.arange(len(images), device=images.device)]
+
+
+def _rotated(images: Tensor, turn: int) -> Tensor:
+    """(n, s, s, C) rotated `turn` times by 90 degrees anticlockwise; gradients (C = 2) turn with their image."""
+    rotated = torch.rot90(images, turn, (1, 2))
+    if images.shape[-1] != 2 or turn == 0:
+        return rotated
+    across, down = rotated.unbind(-1)
+    return torch.stack(((down, -across), (-across, -down), (-down, across))[turn - 1], dim=-1)
 
 
 def _correct(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -28,9 +28,10 @@ _PRECISION = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat
 class Microbatch(NamedTuple):
     """Rows that are always computed together.
 
-    images: (b, h, w, 3) uint8 RGB. labels: (label sets, b) int64, below 0 for rows that a set excludes. weights: (b,)
-    float32, 0 for rows that take no part. seed: names the work, e.g. seed_for(run_seed, "microbatch", step, stream);
-    decides about dropout and rotations. extra_views: the same rows in further views.
+    images: (b, h, w, 3) uint8 RGB, or (b, h, w, 2) float16 Sobel gradients. labels: (label sets, b) int64, below 0 for
+    rows that a set excludes. weights: (b,) float32, 0 for rows that take no part. seed: names the work, e.g.
+    seed_for(run_seed, "microbatch", step, stream); decides about dropout and rotations. extra_views: the same rows in
+    further views.
     """
 
     images: Tensor

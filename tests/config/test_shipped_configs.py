@@ -14,15 +14,20 @@ import yaml
 from PIL import Image
 
 from raycluster.config import dump, load, parse
+from raycluster.data.manifest import DataSettings, build_manifest
 from raycluster.events import Progress
+from raycluster.io.assignments import write_assignments
+from raycluster.io.run_paths import RunPaths
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
 from raycluster.sweep.config import SweepConfig
+from raycluster.types import Assignments, LabelSet
 
 ROOT = Path(__file__).parents[2]
 RUNS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name not in ("search", "cluster")]
 SEARCHES = sorted((ROOT / "configs" / "search").glob("*.yaml"))
+LARGE = re.compile("alexnet|imagenet|yfcc")  # networks that take seconds for one step
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
@@ -54,7 +59,9 @@ def test_says_what_it_gives(path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[pytest.mark.slow] if re.search("imagenet|yfcc", path.name) else [], id=path.stem)
+        pytest.param(
+            path, marks=[pytest.mark.slow] if re.search("alexnet|imagenet|yfcc", path.name) else [], id=path.stem
+        )
         for path in (*RUNS, *SEARCHES)
     ],
 )
@@ -66,7 +73,10 @@ def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
         "training.microbatch=4",
         f"run={{dir: {tmp_path / 'run'}, workers: 0}}",
     ]
-    if "num_clusters" in path.read_text():
+    if "name: transfer" in path.read_text():
+        overrides += [f"method.labels={tmp_path / 'labels'}", "method.num_clusters=[3]"]
+        write_labels(tmp_path / "labels", images)
+    elif "num_clusters" in path.read_text():
         overrides.append("method.num_clusters=3")
     if "num_super_clusters" in path.read_text():
         overrides.append("method.num_super_clusters=3")
@@ -78,6 +88,13 @@ def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
     with closing(pretrain(config, LocalWorkers())) as events:
         first = next(event for event in events if isinstance(event, Progress) and event.phase == "training")
     assert re.fullmatch(r"loss \d+\.\d{3}", first.note)
+
+
+def write_labels(run_dir: Path, images: Path) -> None:
+    """What a finished run leaves of its assignments."""
+    paths = build_manifest(DataSettings(uri=str(images), labels="none")).paths
+    labels = np.arange(len(paths), dtype=np.int32) % 3
+    write_assignments(RunPaths(str(run_dir)).assignments, Assignments(len(paths), (LabelSet(labels, 3),)), paths, None)
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,14 @@ def test_pixels_of_a_visit_are_the_same_in_any_chunk(everywhere: dict[str, Path]
         assert (other != images).any()
 
 
+def test_a_fixed_crop_depends_on_the_image_alone(everywhere: dict[str, Path], tmp_path: Path) -> None:
+    settings, uri = prepared(everywhere["folder"], tmp_path)
+    view = View(size=16, crop_scale=(0.1, 0.5), fixed_crop=True)
+    first, again = (joined(loaded(chunk_of([3, 5], [0, epoch], epoch), uri, view, settings))[1] for epoch in (0, 4))
+    assert (first == again).all()
+    assert (joined(loaded(chunk_of([3, 5]), uri, view, settings, seed=1))[1] != first).any()
+
+
 def test_blocks_follow_the_chunk_and_stay_small(tmp_path: Path) -> None:
     settings, uri = prepared("digits", tmp_path)
     view = View(size=224)

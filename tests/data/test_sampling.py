@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycluster.data.sampling import one_visit_each, uniform_over_clusters, uniform_within_groups, whole_batches
+from raycluster.data.sampling import (
+    misaligned,
+    one_visit_each,
+    uniform_over_clusters,
+    uniform_within_groups,
+    whole_batches,
+)
 from raycluster.types import UserError
 
 labels_of_samples = st.lists(st.integers(-2, 6), min_size=1, max_size=60).filter(lambda some: max(some) >= 0)
@@ -25,6 +31,28 @@ def test_clusters_of_one_two_five_and_no_images_by_hand() -> None:
     counts = uniform_over_clusters(labels, 8, rng())
     assert counts.sum() == 8
     assert sorted(np.bincount(labels, counts)) == [2, 3, 3]
+
+
+def test_the_sampler_of_the_published_code_keeps_the_skew() -> None:
+    """A cluster with half of 20,000 images in 20: half of the visits are its own, and 47.5 % of the images have any."""
+    shares = []
+    for seed in range(8):
+        labels = rng(seed).permutation(np.r_[np.zeros(10_000, int), 1 + np.arange(10_000) % 19])
+        counts = misaligned(labels, 20_000, rng(seed + 100))
+        assert counts.sum() == 20_000
+        assert np.mean(counts > 0) == pytest.approx((1 - np.exp(-1.9)) / 2 + 0.1 / 2, abs=0.005)
+        shares.append(counts[labels == 0].sum() / 20_000)
+    assert all(0.47 < share < 0.53 for share in shares) and np.mean(shares) == pytest.approx(0.5, abs=0.01)
+    assert uniform_over_clusters(labels, 20_000, rng())[labels == 0].sum() / 20_000 == 0.05
+
+
+@given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))
+def test_the_sampler_of_the_published_code_visits_included_samples_only(
+    labels: list[int], num_rows: int, seed: int
+) -> None:
+    known = np.array(labels)
+    counts = misaligned(known, num_rows, rng(seed))
+    assert counts.dtype == np.int64 and counts.sum() == num_rows and (counts[known < 0] == 0).all()
 
 
 @given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))

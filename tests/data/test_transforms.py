@@ -163,6 +163,30 @@ def test_half_of_the_images_are_flipped(draw) -> None:
     assert abs(np.mean(flipped) - 0.5) < 0.08
 
 
+def test_vertical_flips_are_drawn_apart_from_horizontal_ones(draw) -> None:
+    image = draw(8, 8)
+    four = [image, image[::-1], image[:, ::-1], image[::-1, ::-1]]
+    view, rng = View(size=8, flip=0.5, vertical_flip=0.5), np.random.default_rng(0)
+    seen = [apply(image, view, rng) for _ in range(400)]
+    shares = [np.mean([(one == other).all() for one in seen]) for other in four]
+    assert sum(shares) == pytest.approx(1) and max(abs(share - 0.25) for share in shares) < 0.08
+
+
+def test_a_fixed_crop_is_the_same_in_every_visit(draw) -> None:
+    image, view = draw(60, 60), View(size=16, crop_scale=(0.1, 0.5), fixed_crop=True)
+    assert not view.is_random
+
+    def of_image(number: int, view: View, visit: int = 0) -> np.ndarray:
+        return apply(image, view, np.random.default_rng(visit), generator(0, "fixed crop", number))
+
+    assert (of_image(1, view) == of_image(1, view, visit=7)).all()
+    assert (of_image(1, view) != of_image(2, view)).any()
+    flipping = View(size=16, crop_scale=(0.1, 0.5), fixed_crop=True, flip=0.5)
+    assert flipping.is_random
+    kinds = [(of_image(1, flipping, visit) == of_image(1, view)).all() for visit in range(20)]
+    assert 0 < sum(kinds) < 20, "the rest of the view varies"
+
+
 def test_a_fifth_of_the_images_lose_their_colour(draw) -> None:
     seen = [apply(draw(8, 8), View(size=8, grayscale=0.2), np.random.default_rng(seed)) for seed in range(500)]
     gray = [(s.max(-1) == s.min(-1)).all() for s in seen]
@@ -241,6 +265,7 @@ def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
         ({"size": 0}, "greater than or equal to 1"),
         ({"size": 100_000}, "less than or equal to 2048"),
         ({"resize": 100_000}, "less than or equal to 4096"),
+        ({"fixed_crop": True}, "fixed_crop has no effect without crop_scale or padding"),
         ({"padding": 32}, "padding = 32 leaves crops of size = 32 without an image"),
         ({"zoom": 2}, "zoom"),
     ],

@@ -49,6 +49,17 @@ def test_same_as_loading_one_after_the_other(ray_cluster: None, load: partial[It
     assert rows_of(stream(plan(), load), [0, 1, 2, 3]) == here
 
 
+def test_gradients_arrive_as_they_are(ray_cluster: None, load: partial[Iterator[ImageBlock]]) -> None:
+    gradients = partial(load, view=View(size=16, crop_scale=(0.3, 1.0), sobel=True))
+    part = plan()[:3]
+    here = [block for chunk in part for block in gradients(chunk)]
+    there = list(stream(part, gradients))
+    assert there[0].images.dtype == np.float16
+    for name in ("samples", "images"):
+        ours, expected = (np.concatenate([getattr(block, name) for block in blocks]) for blocks in (there, here))
+        assert ours.dtype == expected.dtype and np.array_equal(ours, expected)
+
+
 def test_workers_share_streams_and_start_at_any_step(ray_cluster: None, load: partial[Iterator[ImageBlock]]) -> None:
     whole = rows_of(stream(plan(), load), [0, 1, 2, 3])
     rest = from_step(plan(), 11, 16)

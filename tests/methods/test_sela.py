@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.features.matrix import LocalFeatures
 from raycluster.methods.base import AssignmentContext
 from raycluster.methods.sela import Method
 from raycluster.models.heads import Heads
+from raycluster.seeding import seed_for
 from raycluster.types import Assignments, Block
 
 rng = np.random.default_rng(0)
@@ -129,6 +132,56 @@ def test_one_head_at_a_time_leaves_the_others() -> None:
     assert np.array_equal(third.labels, everything.labels)
 
 
+def test_kmeans_labels_differ_from_balanced_ones_in_the_assignment_alone() -> None:
+    method, transport = Method(**TWO, labels="kmeans"), Method(**TWO)
+    assert method.feature_request(3) == transport.feature_request(3)
+    assert method.reassign_steps(20, 50) == transport.reassign_steps(20, 50)
+    first = assign(method, blocks(VALUES, 3), seed=4)
+    assert first.num_classes == assign(transport, blocks(VALUES, 3)).num_classes == (3, 5)
+    for head, size in enumerate((3, 5)):
+        alone = kmeans(blocks(VALUES, 2), size, seed=seed_for(4, "kmeans", head), plain=True)
+        assert np.array_equal(first.labels[head], alone.labels)
+    assert not np.array_equal(first.labels, assign(method, blocks(VALUES, 3), seed=5).labels), "starts are random"
+
+
+def test_kmeans_begins_with_the_labels_before_so_that_numbers_of_clusters_stay() -> None:
+    method = Method(**TWO, labels="kmeans")
+    first = assign(method, blocks(VALUES, 3))
+    again = assign(method, blocks(VALUES, 5), first, seed=9)
+    assert again.metrics["iterations"] <= first.metrics["iterations"]
+    assert np.mean(again.labels == first.labels) > 0.8
+    one = Method(**TWO, labels="kmeans", reassign="one")
+    moved = blocks(VALUES[::-1].copy(), 2)
+    assert np.array_equal(assign(one, moved, first).labels[1], first.labels[1])
+
+
+def test_kmeans_labels_do_not_depend_on_blocks() -> None:
+    method = Method(**TWO, labels="kmeans")
+    expected = assign(method, blocks(VALUES, 1))
+    for number in (2, 7, 64):
+        found = assign(method, blocks(VALUES, number, np.random.default_rng(number).permutation(210)))
+        assert np.array_equal(found.labels, expected.labels) and found.metrics == expected.metrics
+
+
+def test_without_reassignment_labels_are_random_balanced_and_stay() -> None:
+    method = Method(num_heads=2, num_clusters=(4, 7), num_reassignments=0)
+    assert method.feature_request(0) is None
+    assert method.reassign_steps(3, 10) == [0, 10, 20]
+    context = AssignmentContext(33, round=0, seed=1, heads=heads_of(WEIGHTS), previous=None)
+    found = method.assign(None, context)
+    for row, size in zip(found.labels, (4, 7), strict=True):
+        sizes = np.bincount(row, minlength=size)
+        assert len(sizes) == size and sizes.max() - sizes.min() <= 1
+        assert (np.diff(row) < 0).any(), "not in order"
+    assert found.num_classes == (4, 7)
+    assert method.assign(None, replace(context, round=1, seed=2, previous=found)) is found
+    assert not np.array_equal(method.assign(None, replace(context, seed=2)).labels, found.labels)
+
+
+def test_a_single_reassignment_is_at_the_start() -> None:
+    assert Method(num_reassignments=1).reassign_steps(4, 10) == [0]
+
+
 def test_warm_start_begins_with_the_scalings_of_the_previous_round() -> None:
     cold, warm = Method(**TWO, tolerance=1e-6), Method(**TWO, tolerance=1e-6, warm_start=True)
     first = assign(cold, blocks(VALUES, 2))
@@ -148,6 +201,11 @@ def test_warm_start_begins_with_the_scalings_of_the_previous_round() -> None:
         ({"num_clusters": 2, "prior": (0, 0)}, "prior sums to 0"),
         ({"reassign": "one"}, "no effect with a single head"),
         ({"features": "online", "view": "train"}, "no effect with online features"),
+        ({"features": "online", "network_mode": "train"}, "no effect with online features"),
+        ({"labels": "kmeans", "sharpness": 10}, "sharpness has no effect with labels kmeans: .* its default, 25.0"),
+        ({"labels": "kmeans", "rounding": "exact"}, "rounding has no effect with labels kmeans"),
+        ({"num_reassignments": 0, "labels": "kmeans"}, "labels has no effect with num_reassignments 0"),
+        ({"num_reassignments": 0, "view": "train"}, "view has no effect with num_reassignments 0"),
     ],
 )
 def test_settings_without_effect_are_refused(options: dict[str, Any], says: str) -> None:

@@ -79,6 +79,23 @@ def test_labels_are_assigned_anew_inside_epochs(finished: Config) -> None:
     assert [len(np.unique(table[name])) for name in ("label_0", "label_1")] == [10, 20]
 
 
+def test_random_labels_stay_for_the_whole_run(tmp_path: Path) -> None:
+    records = run(sela(tmp_path, "method.schedule=quadratic", "method.every=null", "method.num_reassignments=0"))
+    assert [record["step"] for record in records] == [15, 30] and len({r["assignments"] for r in records}) == 1
+    assert records[1]["changed_share"] == 0 and records[1]["size_entropy"] == pytest.approx(1, abs=1e-4)
+
+
+def test_labels_in_training_mode_resume_bitwise(tmp_path: Path) -> None:
+    words = ["method.view=train", "method.network_mode=train", "run.checkpoint_minutes=1e-9"]
+    expected = sela(tmp_path / "whole", *words)
+    run(expected)
+    config = sela(tmp_path / "stopped", *words)
+    with pytest.raises(RunStopped):
+        run(config, stop_after(15))
+    run(config)
+    assert_same(config, expected)
+
+
 @pytest.mark.parametrize(
     "asked", [pytest.param(8, marks=pytest.mark.slow), 15, pytest.param(24, marks=pytest.mark.slow)]
 )
@@ -125,6 +142,8 @@ def test_only_images_not_visited_yet_are_extracted(tmp_path: Path) -> None:
         ["method.view=train", "method.views_averaged=2"],
         ["method.reassign=one", "method.warm_start=true", "method.rounding=exact"],
         ["training.rotation=true", "method.features=online", "views.train.equalize=0.2", "views.train.sharpness=0.5"],
+        ["method.view=train", "method.network_mode=train"],
+        ["method.labels=kmeans"],
     ],
 )
 def test_variants_run(tmp_path: Path, overrides: list[str]) -> None:

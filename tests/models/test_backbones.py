@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from raycluster.models import alexnet, resnet18, resnet50, smallnet, vgg16
+from raycluster.models import alexnet, resnet18, resnet50, resnet50v2, resnet101, smallnet, vgg16
 from raycluster.models.backbone import Backbone, FlattenTo, adaptive_average, pool
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.types import UserError
@@ -18,7 +18,10 @@ MODELS: dict[str, Any] = {
     "vgg16": vgg16.Model,
     "resnet18": resnet18.Model,
     "resnet50": resnet50.Model,
+    "resnet50v2": resnet50v2.Model,
+    "resnet101": resnet101.Model,
 }
+SMALL_ALEXNET = (64, 192, 384, 256, 256)
 
 
 @pytest.mark.parametrize("input", ["rgb", "sobel"])
@@ -32,13 +35,72 @@ def test_every_layer_can_be_seen(name: str, input: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("alexnet", [55, 27, 13, 13, 13]), ("vgg16", [224] * 2 + [112] * 2 + [56] * 3)]
+    ("name", "sizes"),
+    [
+        ("alexnet", [55, 27, 13, 13, 13]),
+        ("vgg16", [224] * 2 + [112] * 2 + [56] * 3),
+        pytest.param("resnet50v2", [56, 28, 14, 7], marks=pytest.mark.slow),
+        pytest.param("resnet101", [56, 28, 14, 7], marks=pytest.mark.slow),
+    ],
 )
 def test_map_sizes_at_224(name: str, sizes: list[int]) -> None:
     backbone = MODELS[name]().build(0).eval()
     with torch.no_grad():
         for layer, size in zip(backbone.layers, sizes, strict=False):
             assert backbone(torch.zeros(1, 3, 224, 224), layer).shape[2:] == (size, size)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_small_alexnet_has_the_widths_of_torchvision() -> None:
+    small = alexnet.Model(input="rgb", widths=SMALL_ALEXNET).build(0)
+    theirs = torchvision.models.alexnet()
+    shapes = [tuple(one.weight.shape) for one in theirs.features if isinstance(one, nn.Conv2d)]
+    assert [tuple(one.weight.shape) for one in small.body.modules() if isinstance(one, nn.Conv2d)] == shapes
+    fully_connected = num_parameters(theirs.classifier[1]) + num_parameters(theirs.classifier[4])
+    batch_norm = 2 * sum(SMALL_ALEXNET)
+    assert num_parameters(small) == num_parameters(theirs.features) + fully_connected + batch_norm == 57_006_144
+    with torch.no_grad():
+        sizes = [small.eval()(torch.zeros(1, 3, 224, 224), layer).shape[1:] for layer in small.layers]
+    maps = [(width, side, side) for width, side in zip(SMALL_ALEXNET, (55, 27, 13, 13, 13), strict=True)]
+    assert sizes == [*maps, (4096,), (4096,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_689_512 - 513_000),  # those of torchvision, less the classifier
+        ("resnet50", 25_557_032 - 2_049_000),
+        ("resnet50v2", 25_557_032 - 2_049_000 - 7_680),  # 3,840 channels of batch norm less than version 1
+        pytest.param("resnet101", 44_549_160 - 2_049_000, marks=pytest.mark.slow),
+    ],
+)
+def test_numbers_of_parameters(name: str, count: int) -> None:
+    assert num_parameters(MODELS[name]().build(0)) == count
+
+
+def test_version_2_is_that_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    ours, theirs = resnet50v2.Model().build(1).eval(), timm.create_model("resnetv2_50", num_classes=0).eval()
+    names = {"conv1": "stem.conv", "bn": "norm"}
+    state = {}
+    for name, value in ours.body.state_dict().items():
+        if name.startswith("layer"):
+            stage, _, rest = name[5:].partition(".")
+            block, _, rest = rest.partition(".")
+            rest = rest.replace("bn", "norm").replace("downsample.0", "downsample.conv")
+            state[f"stages.{int(stage) - 1}.blocks.{block}.{rest}"] = value
+        else:
+            module, _, rest = name.partition(".")
+            state[f"{names[module]}.{rest}"] = value
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(ours.input_layer(images)))
+        torch.testing.assert_close(ours(images, "layer3"), theirs.forward_intermediates(ours.input_layer(images))[1][3])
 
 
 def test_alexnet_descriptor_is_fc7_before_its_relu() -> None:
@@ -79,7 +141,12 @@ def test_the_seed_decides_the_weights_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"), [("resnet18", torchvision.models.resnet18), ("resnet50", torchvision.models.resnet50)]
+    ("name", "theirs"),
+    [
+        ("resnet18", torchvision.models.resnet18),
+        ("resnet50", torchvision.models.resnet50),
+        pytest.param("resnet101", torchvision.models.resnet101, marks=pytest.mark.slow),
+    ],
 )
 def test_residual_networks_are_those_of_torchvision(name: str, theirs: Any) -> None:
     ours, reference = MODELS[name]().build(1).eval(), theirs().eval()
@@ -116,7 +183,7 @@ def test_features_repeat_and_do_not_depend_on_the_batch(name: str) -> None:
 
 
 def test_every_normalisation_knows_microbatches() -> None:
-    for model in (smallnet.Model(), resnet18.Model(), resnet50.Model()):
+    for model in (smallnet.Model(), resnet18.Model(), resnet50.Model(), resnet50v2.Model()):
         modules = list(model.build(0).modules())
         assert any(isinstance(module, GhostBatchNorm) for module in modules)
         assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,27 @@ def test_loaded_features_are_bitwise_identical(tmp_path: Path) -> None:
     assert not loaded.training
     assert torch.equal(loaded(images), backbone.eval()(images))
     assert json.loads((tmp_path / "backbone.json").read_text())["num_features"] == 64
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "resnet50v2", "stem": "small"},
+        pytest.param({"name": "alexnet", "widths": [64, 192, 384, 256, 256]}, marks=pytest.mark.slow),
+        pytest.param({"name": "resnet101"}, marks=pytest.mark.slow),
+        {"name": "timm", "arch": "mobilenetv3_small_050", "input": "sobel"},
+        {"name": "timm", "arch": "vit_tiny_patch16_224", "image_size": 32},
+    ],
+    ids=lambda model: model.get("arch", model["name"]),
+)
+def test_larger_networks_are_exported(tmp_path: Path, model: dict[str, object]) -> None:
+    if model["name"] == "timm":
+        pytest.importorskip("timm")
+    backbone = import_module(f"raycluster.models.{model['name']}").Model(**model).build(5).eval()
+    _write(tmp_path, backbone, {"model": model})
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(load_backbone(tmp_path)(images), backbone(images))
 
 
 def test_weights_file_has_plain_names(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import conv2d, pad
 
-from raycluster.models.input_layers import MEAN, STD, Normalise, Sobel
+from raycluster.models.input_layers import Normalise, Sobel
 from raycluster.models.smallnet import Model
+from raycluster.types import IMAGE_MEAN, IMAGE_STD
 
 
 def _gray(plane: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def test_sobel_and_first_convolution_are_one_convolution_in_the_interior() -> No
 
 def test_bytes_and_floats_are_normalised_alike() -> None:
     images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
-    expected = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    expected = (images / 255 - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
     torch.testing.assert_close(Normalise()(images), expected)
     torch.testing.assert_close(Normalise()(images / 255), expected)
 

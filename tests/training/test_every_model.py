@@ -15,14 +15,20 @@ from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
 from raycluster.training.step import Microbatch, Network, Step
 
-SIZES = {
-    "smallnet": 16,
-    "alexnet": 64,
-    "vgg16": 32,
-    "resnet18": 32,
-    "resnet18-small": 16,
-    "resnet50": 64,
-    "resnet50-small": 16,
+NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {  # (image size, settings); the word before "-" names the model
+    "smallnet": (16, {}),
+    "alexnet": (64, {}),
+    "alexnet-small": (64, {"widths": (64, 192, 384, 256, 256)}),
+    "vgg16": (32, {}),
+    "resnet18": (32, {}),
+    "resnet18-small": (16, {"stem": "small"}),
+    "resnet50": (64, {}),
+    "resnet50-small": (16, {"stem": "small"}),
+    "resnet50v2": (64, {}),
+    "resnet50v2-small": (16, {"stem": "small"}),
+    "resnet101": (64, {}),
+    "timm-mobilenet": (64, {"arch": "mobilenetv3_small_050"}),
+    "timm-vit": (32, {"arch": "vit_tiny_patch16_224", "image_size": 32}),
 }
 PRECISIONS = [(mode, precision) for precision in ("fp32", "tf32", "bf16") for mode in ("exact", "fast")]
 PRECISIONS.append(("fast", "fp16"))  # exact mode refuses it
@@ -34,10 +40,13 @@ QUICK = {
     ("resnet18-small", "rgb", "fast", "bf16"),
     ("resnet50", "rgb", "fast", "fp32"),
     ("resnet50-small", "sobel", "fast", "fp32"),
+    ("resnet50v2", "rgb", "fast", "fp32"),
+    ("resnet50v2-small", "sobel", "exact", "fp32"),
+    *((model, "rgb", mode, "fp32") for model in ("timm-mobilenet", "timm-vit") for mode in ("exact", "fast")),
 }
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(case))
-    for model in SIZES
+    for model in NETWORKS
     for input in ("rgb", "sobel")
     for case in [(model, input, mode, precision) for mode, precision in PRECISIONS]
 ]
@@ -45,16 +54,17 @@ CASES = [
 
 @lru_cache(maxsize=1)  # drawing the weights of the large ones takes longer than a step
 def _network(model: str, input: str) -> Network:
-    name, _, stem = model.partition("-")
-    settings: dict[str, Any] = {"input": input, **({"stem": stem} if stem else {})}
-    backbone = import_module(f"raycluster.models.{name}").Model(**settings).build(seed=0)
+    module = import_module(f"raycluster.models.{model.partition('-')[0]}")
+    backbone = module.Model(input=input, **NETWORKS[model][1]).build(seed=0)
     return Network(backbone, Heads(backbone.num_features, (5, 3), seed=0))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("model", "input", "mode", "precision"), CASES)
 def test_one_step_changes_every_weight(model: str, input: str, mode: str, precision: str) -> None:
-    network, size = _network(model, input), SIZES[model]
+    if model.startswith("timm"):
+        pytest.importorskip("timm")
+    network, (size, _) = _network(model, input), NETWORKS[model]
     settings = TrainingSettings(mode=mode, precision=precision, global_batch=8, microbatch=4, lr=1e-3, threads=1)
     optimisers = Optimisers(network.backbone, network.heads, settings)
     if precision == "fp16":

@@ -8,7 +8,11 @@ from torch import nn
 
 from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
+from raycluster.training.objective import CrossEntropy
 from raycluster.training.optimiser import Optimisers, rate
+from raycluster.training.rotation import with_rotation
+from raycluster.training.step import Step
+from tests.training.partition import CLUSTERS, microbatches, network, settings
 
 
 def test_constant_rate_after_warmup() -> None:
@@ -53,6 +57,29 @@ def test_heads_have_their_own_rate() -> None:
     body, heads = _body_and_heads()
     Optimisers(body, heads, TrainingSettings(lr=1.0, head_lr=0.25, weight_decay=0)).step(0)
     torch.testing.assert_close(heads.linear[0].bias.detach(), torch.full((3,), -0.25))
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_each_of_two_heads_learns_as_if_it_were_alone(rotation: bool) -> None:
+    """Equal heads with equal labels: the mean over both, and its gradients, are those of one."""
+    chosen = settings("exact", head_lr=0.5, head_momentum=0.9, weight_decay=1e-3)
+    auxiliary = (4,) if rotation else ()
+    networks = [network(), network()]
+    for one, copies in zip(networks, (1, 2), strict=True):
+        one.heads = Heads(32, (*CLUSTERS[:1] * copies, *auxiliary), 2, averaged=copies)
+    with torch.no_grad():
+        for mine, theirs in zip((0, 1, -1), (0, 0, -1), strict=True):
+            networks[1].heads.linear[mine].load_state_dict(networks[0].heads.linear[theirs].state_dict())
+    for one, copies in zip(networks, (1, 2), strict=True):
+        objective = with_rotation(CrossEntropy()) if rotation else CrossEntropy()
+        step = Step(one, Optimisers(one.backbone, one.heads, chosen), chosen, objective=objective)
+        for number in range(3):
+            batches = [batch._replace(labels=batch.labels[:1].repeat(copies, 1)) for batch in microbatches(number)]
+            step(batches, epoch=0)
+    alone, both = networks
+    for mine, theirs in zip((0, 1, -1), (0, 0, -1), strict=True):
+        torch.testing.assert_close(both.heads.linear[mine].weight, alone.heads.linear[theirs].weight)
+    torch.testing.assert_close(both.backbone.state_dict(), alone.backbone.state_dict())
 
 
 def test_state_continues() -> None:

@@ -1,0 +1,79 @@
+"""The variants of DeepCluster in its authors' comparisons (descriptor, head, views, sampler), on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raycluster.events import Round
+from raycluster.methods.deepcluster import Method
+from raycluster.models.heads import Heads, TwoLayerHeads
+from raycluster.run.local_workers import LocalWorkers
+from raycluster.run.loop import pretrain
+from raycluster.run.state import Config
+from raycluster.types import Assignments, LabelSet
+
+LEARNING = ["training.head_lr=0.5", "training.head_momentum=0.9", "training.epochs=4", "method.reassign_every_epochs=4"]
+FOUND = Assignments(6, (LabelSet(np.array([0, 1, 2, 0, -1, 0], np.int32), 3),))
+
+
+def records(config: Config) -> list[dict]:
+    return [event.record for event in pretrain(config, LocalWorkers()) if isinstance(event, Round)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method.descriptor=activations", "method.layer=conv2"],
+        ["method.head=two_layers"],
+        ["method.head=no_relu", "method.layer=conv3"],
+        ["method.sampling=legacy"],
+        ["views.train.vertical_flip=0.5", "views.train.fixed_crop=true"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_variants_train(tiny: Callable[..., Config], tmp_path: Path, words: list[str]) -> None:
+    (record,) = records(tiny(tmp_path, *LEARNING, *words))
+    assert record["loss_over_chance"] < 0.98 and record["nmi_labels"] > 0.2
+
+
+def test_features_after_the_relu_are_other_features(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    words = ["method.layer=conv2", "training.epochs=1"]
+    labels = [
+        records(tiny(tmp_path / kind, *words, f"method.descriptor={kind}"))[0]["assignments"]
+        for kind in ("flat", "activations")
+    ]
+    assert len(set(labels)) == 2
+
+
+def test_heads_by_hand() -> None:
+    features = torch.tensor([[1.0, -2.0], [-3.0, 4.0]])
+    linear, plain, two = (
+        Method(head=head).heads(2, FOUND, auxiliary=(4,), seed=3) for head in ("linear", "no_relu", "two_layers")
+    )
+    assert isinstance(linear, Heads) and isinstance(plain, Heads) and isinstance(two, TwoLayerHeads)
+    weight = linear.linear[0].weight
+    assert torch.equal(weight, plain.linear[0].weight) and torch.equal(weight, two.heads.linear[0].weight)
+    torch.testing.assert_close(linear(features)[0], features.relu() @ weight.T)
+    torch.testing.assert_close(plain(features)[0], features @ weight.T)
+    with torch.no_grad():
+        two.hidden.weight.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    torch.testing.assert_close(two(features)[0], torch.tensor([[0.0, 0.0], [4.0, 0.0]]) @ weight.T)
+    assert [logits.shape for logits in two(features)] == [(2, 3), (2, 4)]
+
+
+def test_the_hidden_layer_is_drawn_from_the_seed() -> None:
+    one, same, other = (TwoLayerHeads(256, (5,), seed).hidden for seed in (1, 1, 2))
+    assert torch.equal(one.weight, same.weight) and not torch.equal(one.weight, other.weight)
+    assert one.weight.std().item() == pytest.approx(0.01, rel=0.02) and one.bias.eq(0).all()
+
+
+def test_the_legacy_sampler_weighs_every_sample_alike() -> None:
+    method = Method(num_clusters=3, sampling="legacy")
+    counts = method.visit_counts(FOUND, 12, np.random.default_rng(0))
+    assert counts.sum() == 12 and counts[4] == 0
+    assert method.sample_weights(FOUND).tolist() == [1, 1, 1, 1, 0, 1]
