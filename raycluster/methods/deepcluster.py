@@ -7,19 +7,17 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from raycluster.clustering.kmeans.lloyd import kmeans
-from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
-from raycluster.data.sampling import uniform_over_clusters
-from raycluster.methods.base import AssignmentContext, BaseMethod
-from raycluster.types import Assignments, FeatureRequest, Features, LabelSet
+from raycluster.methods.base import AssignmentContext
+from raycluster.methods.whitened import WhitenedClusters
+from raycluster.types import Assignments, Features, LabelSet
 
 
 @settings
-class Method(BaseMethod):
+class Method(WhitenedClusters):
     """Settings of DeepCluster.
 
     num_clusters: k of k-means. layer: whose output before its ReLU is clustered, null for the last. descriptor: `flat`
@@ -31,29 +29,17 @@ class Method(BaseMethod):
 
     name: Literal["deepcluster"] = "deepcluster"
     num_clusters: Annotated[int, Field(ge=2)] = 10_000
-    layer: str | None = None
-    descriptor: Literal["flat", "pooled"] = "flat"
-    pca_dim: Annotated[int, Field(ge=1)] = 256
     iterations: Annotated[int, Field(ge=1)] = 20
     start: Literal["random", "previous"] = "random"
-    reassign_every_epochs: Annotated[int, Field(ge=1)] = 1
-    sampling: Literal["uniform", "weighted"] = "uniform"
     engine: Literal["auto", "int8", "torch", "faiss"] = "auto"
 
     def requested_clusters(self) -> tuple[int, ...]:
         return (self.num_clusters,)
 
-    def feature_request(self, round: int) -> FeatureRequest:
-        return FeatureRequest(self.layer, self.descriptor)
-
-    def reassign_steps(self, epochs: int, steps_per_epoch: int) -> list[int]:
-        return [epoch * steps_per_epoch for epoch in range(0, epochs, self.reassign_every_epochs)]
-
     def assign(self, features: Features | None, context: AssignmentContext) -> Assignments:
-        assert features is not None
         previous = context.previous if self.start == "previous" else None
         result = kmeans(
-            whiten(features, min(self.pca_dim, features.dim)),
+            self.whitened(features),
             self.num_clusters,
             iterations=self.iterations,
             seed=context.seed,
@@ -71,16 +57,3 @@ class Method(BaseMethod):
         }
         label_set = LabelSet(labels, self.num_clusters)
         return Assignments(context.num_samples, (label_set,), metrics, {"centroids": result.centroids})
-
-    def visit_counts(self, assignments: Assignments, num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        if self.sampling == "weighted":
-            return super().visit_counts(assignments, num_rows, rng)
-        return uniform_over_clusters(assignments.label_sets[0].labels, num_rows, rng)
-
-    def sample_weights(self, assignments: Assignments) -> NDArray[np.float32]:
-        if self.sampling == "uniform":
-            return super().sample_weights(assignments)
-        labels = assignments.label_sets[0].labels
-        sizes = np.bincount(labels[labels >= 0])
-        inverse = sizes.sum() / np.count_nonzero(sizes) / np.maximum(sizes, 1)
-        return np.where(labels >= 0, inverse[labels], 0).astype(np.float32)
