@@ -17,7 +17,7 @@ from raycluster.clustering.kmeans.init import digest_rows
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.knn_graph import check_neighbours, neighbours, search_block, sorted_samples
 from raycluster.clustering.search.centroids import prepare
-from raycluster.clustering.search.nearest_rows import Found
+from raycluster.clustering.search.nearest_rows import Database, Found
 from raycluster.features.matrix import LocalFeatures, device, feature_stats
 from raycluster.seeding import generator
 from raycluster.types import Block, Features, UserError
@@ -148,7 +148,7 @@ def _search_list(
 ) -> Pairs:
     """The k nearest members of each query, except those beyond its limit."""
     blocks = LocalFeatures(_blocks(queries, features.rows(queries)))
-    found = blocks.collect(search_block, prepare(features.rows(members)), members, k, queries, limits)
+    found = blocks.collect(search_block, Database(prepare(features.rows(members)), members), k, queries, limits)
     ids, distances = (np.concatenate(column) for column in zip(*found, strict=True))
     rows, columns = np.nonzero((ids >= 0) & (distances <= limits[:, None]))
     return queries[rows], ids[rows, columns], distances[rows, columns]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering.search.centroids import PreparedCentroids, prepare
-from raycluster.clustering.search.nearest_rows import Found, best, nearest_rows
+from raycluster.clustering.search.centroids import prepare
+from raycluster.clustering.search.nearest_rows import Database, Found, Queries, best, nearest_rows
 from raycluster.features.matrix import feature_stats
 from raycluster.seeding import generator
 from raycluster.types import Block, Features, UserError
@@ -28,7 +28,7 @@ def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[n
     ids, distances = np.empty((len(samples), 0), np.int64), np.empty((len(samples), 0))
     for part in _parts(samples):
         limits = distances[:, k - 1] if distances.shape[1] == k else np.full(len(samples), np.inf)
-        found = features.collect(search_block, prepare(features.rows(part)), part, k, samples, limits)
+        found = features.collect(search_block, Database(prepare(features.rows(part)), part), k, samples, limits)
         new_ids, new_distances = (np.concatenate(column)[order] for column in zip(*found, strict=True))
         ids, distances = best(np.hstack([ids, new_ids]), np.hstack([distances, new_distances]), k)
     return ids, distances.astype(np.float32)
@@ -58,16 +58,11 @@ def _parts(samples: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def search_block(
-    block: Block,
-    prepared: PreparedCentroids,
-    part: NDArray[np.int64],
-    k: int,
-    samples: NDArray[np.int64],
-    limits: NDArray[np.float64],
+    block: Block, database: Database, k: int, samples: NDArray[np.int64], limits: NDArray[np.float64]
 ) -> Found:
     """`nearest_rows` of a block. samples: all sample ids, ascending. limits: (N,) in their order."""
     own = np.searchsorted(samples, block.samples)
-    return nearest_rows(block.values, block.samples, prepared, part, k, limits[own])
+    return nearest_rows(Queries(block.values, block.samples, limits[own]), database, k)
 
 
 def _samples(block: Block) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from raycluster.clustering.approximate_knn import Search, approximate_neighbours
 from raycluster.clustering.knn_graph import neighbours
 from raycluster.clustering.search import int8_cpu, nearest_rows
 from raycluster.clustering.search.centroids import prepare
+from raycluster.clustering.search.nearest_rows import Database, Queries
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
 
@@ -76,11 +77,12 @@ def test_the_kernel_finds_what_the_limits_allow(monkeypatch: pytest.MonkeyPatch,
     limits = np.sort(distances, axis=1)[:, 4]
     prepared = prepare(database)
     assert prepared.packed is not None
-    counts, columns = int8_cpu.reaching(values, prepared.packed, nearest_rows._floors(values, prepared, limits))
+    queries = Queries(values, np.full(100, -1), limits)
+    counts, columns = int8_cpu.reaching(values, prepared.packed, nearest_rows._floors(queries, prepared))
     assert (counts >= 0).mean() > 0.9
     for row in np.flatnonzero(counts >= 0):
         assert set(np.flatnonzero(distances[row] <= limits[row])) <= set(columns[row, : counts[row]])
-    found, _ = nearest_rows.nearest_rows(values, np.full(100, -1), prepared, np.arange(333), 3, limits)
+    found, _ = nearest_rows.nearest_rows(queries, Database(prepared, np.arange(333)), 3)
     assert np.array_equal(found, np.argsort(distances, axis=1)[:, :3])
 
 
