@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -15,7 +15,8 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
-from raycluster import knn, power_iteration_clustering
+from raycluster import knn
+from raycluster.clustering.power_iteration import cluster_graph
 from raycluster.evaluation.metrics.agreement import mutual_information
 from raycluster.io import storage
 
@@ -28,72 +29,79 @@ Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-class Result(NamedTuple):
-    """seconds of wall clock and of the processors, labels (N,)."""
+class Graph(NamedTuple):
+    """indices, distances: (N, 5) row numbers of the neighbours, nearest first, and squared distances."""
 
+    indices: Labels
+    distances: Rows
+
+
+class Timed(NamedTuple):
+    """What a function returned, and its seconds of wall clock and of all processors."""
+
+    value: Any
     seconds: float
     cpu: float
-    labels: Labels
 
 
-def run(before: str = "", rows: int = 100_000, dim: int = 256, lists: int = 0, probes: str = "", seed: int = 0) -> str:
-    """A table: time, recall of the 5 neighbours, number of clusters, NMI with the published loop and with the truth.
+def run(before: str = "", rows: int = 100_000, dim: int = 256, probes: str = "", seed: int = 0) -> str:
+    """A table: seconds for the graph of 5 neighbours and for its clusters, recall of the neighbours, NMI of the labels.
 
     before: .npy embeddings (see `embeddings`); rows of a mixture if empty, whose components are the truth. rows: number
-    of rows, 0 for all. dim: of the mixture. lists, probes: of further approximate searches, whose recall is shown in a
-    second table; probes separated by commas. CPU seconds are robust to other load on the machine.
+    of rows, 0 for all. dim: of the mixture. probes: of further approximate searches, separated by commas; `8/100` are 8
+    probes of 100 lists. CPU seconds are robust to other load on the machine.
     """
     values, truth = (_load(before, rows), None) if before else _mixture(rows, dim, seed)
-    work: dict[str, Callable[[], Labels]] = {
-        "published": partial(_published, values),
-        "raycluster exact": lambda: power_iteration_clustering(values).labels,
-        "raycluster approximate": lambda: power_iteration_clustering(values, search="approximate").labels,
-    }
     knn(values[:4096], _NEIGHBOURS)  # compiles the kernel
-    found = {name: _timed(name, function) for name, function in work.items()}
+    searches: dict[str, Callable[[], Any]] = {
+        "raycluster, exact": lambda: knn(values, _NEIGHBOURS),
+        "raycluster, approximate": lambda: knn(values, _NEIGHBOURS, search="approximate"),
+    }
+    for words in filter(None, probes.split(",")):
+        number, _, lists = words.partition("/")
+        options = {"num_probes": int(number), "num_lists": int(lists) if lists else None}
+        searches[f"raycluster, {words} probes"] = partial(knn, values, _NEIGHBOURS, search="approximate", **options)
+    base = _measured("published", lambda: _flat_search(values), _published)
+    found = {"published": base} | {name: _measured(name, search, _ours) for name, search in searches.items()}
+    exact = found["raycluster, exact"][0].value.indices
     lines = [f"{len(values)} x {values.shape[1]}, {torch.get_num_threads()} threads", ""]
-    lines += ["| method | seconds | CPU seconds | clusters | NMI with published | NMI with truth | times faster |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
-    lines += [_row(name, result, found["published"], truth) for name, result in found.items()]
-    return "\n".join([*lines, "", *_searches(values, lists, [int(number) for number in probes.split(",") if number])])
+    titles = ["graph, s", "clusters, s", "CPU s", "recall", "clusters", "NMI published", "NMI truth", "faster", "CPU"]
+    lines += [f"| method | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    return "\n".join([*lines, *(_row(name, *result, base, exact, truth) for name, result in found.items())])
 
 
-def _row(name: str, result: Result, base: Result, truth: Labels | None) -> str:
-    agreement = mutual_information(result.labels, base.labels)
-    known = "" if truth is None else f"{mutual_information(result.labels, truth):.4f}"
+def _measured(name: str, search: Callable[[], Any], cluster: Callable[[Any], Labels]) -> tuple[Timed, Timed]:
+    graph = _timed(f"{name}, graph", search)
+    return graph, _timed(f"{name}, clusters", lambda: cluster(graph.value))
+
+
+def _timed(name: str, function: Callable[[], Any]) -> Timed:
+    began, cpu = time.perf_counter(), time.process_time()
+    value = function()
+    result = Timed(value, time.perf_counter() - began, time.process_time() - cpu)
+    print(f"{name}: {result.seconds:.2f} s, {result.cpu:.2f} CPU s", file=sys.stderr, flush=True)
+    return result
+
+
+def _row(
+    name: str, graph: Timed, clusters: Timed, base: tuple[Timed, Timed], exact: Labels, truth: Labels | None
+) -> str:
+    labels, indices = clusters.value, graph.value.indices
+    recall = np.mean([(indices[:, [column]] == exact).any(axis=1) for column in range(_NEIGHBOURS)])
+    agreement = mutual_information(labels, base[1].value)
+    known = "" if truth is None else f"{mutual_information(labels, truth):.4f}"
+    seconds, cpu = graph.seconds + clusters.seconds, graph.cpu + clusters.cpu
     return (
-        f"| {name} | {result.seconds:.1f} | {result.cpu:.1f} | {result.labels.max() + 1} | {agreement:.4f} | {known} "
-        f"| {base.seconds / result.seconds:.1f} |"
+        f"| {name} | {graph.seconds:.1f} | {clusters.seconds:.1f} | {cpu:.1f} | {recall:.4f} | {labels.max() + 1} "
+        f"| {agreement:.4f} | {known} | {sum(part.seconds for part in base) / seconds:.1f} "
+        f"| {sum(part.cpu for part in base) / cpu:.1f} |"
     )
 
 
-def _searches(values: Rows, lists: int, probes: list[int]) -> list[str]:
-    """A table of searches for neighbours: faiss, exact, and approximate with these numbers of lists and probes."""
-    exact = knn(values, _NEIGHBOURS).indices
-    options = {"num_lists": lists or None}
-    searches: dict[str, Callable[[], Labels]] = {
-        "faiss": lambda: _flat_search(values)[1][:, 1:],
-        "exact": lambda: knn(values, _NEIGHBOURS).indices,
-        "approximate": lambda: knn(values, _NEIGHBOURS, search="approximate").indices,
-    }
-    for number in probes:
-        searches[f"approximate, {lists or 'sqrt(N)'} lists, {number} probes"] = partial(
-            lambda number: knn(values, _NEIGHBOURS, search="approximate", num_probes=number, **options).indices, number
-        )
-    lines = ["| neighbours | seconds | CPU seconds | recall |", "|---|---:|---:|---:|"]
-    for name, search in searches.items():
-        result = _timed(name, search)
-        recall = np.mean([(result.labels[:, [column]] == exact).any(axis=1) for column in range(_NEIGHBOURS)])
-        lines.append(f"| {name} | {result.seconds:.2f} | {result.cpu:.2f} | {recall:.4f} |")
-    return lines
-
-
-def _timed(name: str, function: Callable[[], Labels]) -> Result:
-    began, cpu = time.perf_counter(), time.process_time()
-    labels = function()
-    result = Result(time.perf_counter() - began, time.process_time() - cpu, labels)
-    print(f"{name}: {result.seconds:.2f} s, {result.cpu:.2f} CPU s", file=sys.stderr, flush=True)
-    return result
+def _ours(graph: Any) -> Labels:
+    options: dict[str, Any] = {"alpha": _ALPHA, "iterations": _ITERATIONS, "singletons": "redistribute"}
+    samples = np.arange(len(graph.indices))
+    return cluster_graph(samples, graph.indices, graph.distances, sigma=_SIGMA, **options).labels
 
 
 def _load(uri: str, rows: int) -> Rows:
@@ -117,28 +125,27 @@ def _mixture(rows: int, dim: int, seed: int) -> tuple[Rows, Labels]:
 # ------------------------------------------------------------------------------------------------- the published loop
 
 
-def _flat_search(values: Rows) -> tuple[Rows, Labels]:
-    """(N, 6) squared distances and row numbers, the first column being (nearly always) the row itself."""
+def _flat_search(values: Rows) -> Graph:
+    """Neighbours by faiss; the first of 6 is taken for the row itself, as published."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(values.shape[1])
     index.add(values)
     distances, ids = index.search(values, _NEIGHBOURS + 1)
-    return distances, ids
+    return Graph(ids[:, 1:], distances[:, 1:])
 
 
-def _published(values: Rows) -> Labels:
+def _published(found: Graph) -> Labels:
     """Labels as DeepCluster's PIC computes them, in float64."""
-    distances, ids = _flat_search(values)
-    size = len(values)
-    affinity = np.exp(-distances[:, 1:].astype(np.float64) / _SIGMA**2).ravel()
+    size = len(found.indices)
+    affinity = np.exp(-found.distances.astype(np.float64) / _SIGMA**2).ravel()
     starts = np.arange(0, size * _NEIGHBOURS + 1, _NEIGHBOURS)
-    directed = scipy.sparse.csr_matrix((affinity, ids[:, 1:].ravel(), starts), shape=(size, size))
+    directed = scipy.sparse.csr_matrix((affinity, found.indices.ravel(), starts), shape=(size, size))
     graph = (directed + directed.T).tocsr()
     scores = np.full(size, 1 / size)
     for _ in range(_ITERATIONS):
         scores = _ALPHA * (graph.T @ scores) + (1 - _ALPHA) / size
         scores /= scores.sum()
-    return _without_singletons(_basins(_pointers(graph, scores)), ids[:, 1:])
+    return _without_singletons(_basins(_pointers(graph, scores)), found.indices)
 
 
 def _pointers(graph: scipy.sparse.csr_matrix, scores: NDArray[np.float64]) -> list[int]:

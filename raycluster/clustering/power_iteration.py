@@ -57,8 +57,23 @@ def power_iteration_clustering(
     _check(features.num_rows, num_neighbours, sigma, alpha, iterations, singletons)
     ids, distances = find_neighbours(features, num_neighbours, search=search, seed=seed)
     samples, _ = sorted_samples(features)
-    neighbours = np.searchsorted(samples, ids)
-    del ids
+    graph = np.searchsorted(samples, ids), distances
+    del ids, distances
+    options: dict[str, Any] = {"sigma": sigma, "alpha": alpha, "iterations": iterations, "singletons": singletons}
+    return cluster_graph(samples, *graph, **options)
+
+
+def cluster_graph(
+    samples: NDArray[np.int64],
+    neighbours: NDArray[np.int64],
+    distances: NDArray[np.floating],
+    *,
+    sigma: float,
+    alpha: float,
+    iterations: int,
+    singletons: Singletons,
+) -> PowerIterationClustering:
+    """The clustering of a graph. samples: (N,) ascending. neighbours, distances: (N, k) as in `affinities`."""
     weights = affinities(neighbours, distances, sigma)
     excess = stationary_excess(weights, alpha, iterations)
     found = seek_modes(weights, excess)

@@ -28,7 +28,7 @@ PIC = """
 data: {uri: digits, shard_size: 300}
 views: {train: {size: 16, crop_scale: [0.5, 1.0]}, eval: {size: 16}}
 model: {name: smallnet, widths: [4, 8, 16]}
-method: {name: pic, layer: conv3, descriptor: pooled, pca_dim: 16, num_neighbours: 2, singletons: discard}
+method: {name: pic, layer: conv3, descriptor: pooled, pca_dim: 16, num_neighbours: 1, singletons: discard}
 training: {epochs: 2, global_batch: 128, microbatch: 32, mode: exact, threads: 1}
 evaluation: {max_samples: 600}
 run: {dir: unset}
@@ -57,7 +57,7 @@ def test_heads_follow_the_clusters_that_were_found(finished: Config) -> None:
     sizes = [record["num_clusters"] for record in records]
     assert len(set(sizes)) == 2 and all(20 < size < 900 for size in sizes)
     assert all(record["singletons"] > 0 and 0 < record["largest_share"] < 0.5 for record in records)
-    assert records[-1]["loss_over_chance"] < 1
+    assert all(record["loss_over_chance"] == pytest.approx(1, abs=0.1) for record in records), "new heads know nothing"
     saved = state(finished)
     assert [size for _, size, _ in saved["assignments"]["label_sets"]] == sizes[-1:]
     assert [shape[0] for name, shape in saved["head_shapes"].items() if name.endswith("weight")] == sizes[-1:]
