@@ -18,12 +18,24 @@ _PUBLIC = {
     "knn": "raycluster.api",
     "load_backbone": "raycluster.models.export",
     "load_kmeans": "raycluster.clustering.kmeans.result",
+    "power_iteration_clustering": "raycluster.api",
     "pretrain": "raycluster.run.loop",
     "sinkhorn": "raycluster.api",
     "whiten": "raycluster.api",
 }
 
-__all__ = ["fit", "kmeans", "kmeans_tree", "knn", "load_backbone", "load_kmeans", "pretrain", "sinkhorn", "whiten"]
+__all__ = [
+    "fit",
+    "kmeans",
+    "kmeans_tree",
+    "knn",
+    "load_backbone",
+    "load_kmeans",
+    "power_iteration_clustering",
+    "pretrain",
+    "sinkhorn",
+    "whiten",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Public functions on any embeddings: k-means, balanced assignment, whitening, hierarchical k-means, neighbours."""
+"""Public functions on any embeddings: k-means, trees, balanced assignment, whitening, neighbours, power iteration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raycluster.clustering import knn_graph, whitening
+from raycluster.clustering import power_iteration, whitening
+from raycluster.clustering.approximate_knn import Search, find_neighbours
 from raycluster.clustering.kmeans import lloyd
 from raycluster.clustering.kmeans.hierarchical import Shares, Tree, fit_tree
 from raycluster.clustering.kmeans.init import Init
 from raycluster.clustering.kmeans.lloyd import LloydProgress, LloydState
 from raycluster.clustering.kmeans.result import KMeans
+from raycluster.clustering.power_iteration import PowerIterationClustering, Singletons
 from raycluster.clustering.search.assign import Engine
 from raycluster.clustering.sinkhorn import api as balanced
 from raycluster.clustering.sinkhorn.api import Rounding, Sinkhorn
@@ -152,13 +154,71 @@ class Graph:
     distances: NDArray[np.float32]
 
 
-def knn(x: Any, k: int, *, column: str | None = None) -> Graph:
-    """The k nearest other rows of every row, exactly; of equal distances the lowest row. No row is its own neighbour.
+def knn(
+    x: Any,
+    k: int,
+    *,
+    search: Search = "exact",
+    num_lists: int | None = None,
+    num_probes: int | None = None,
+    seed: int = 0,
+    column: str | None = None,
+) -> Graph:
+    """The k nearest other rows of every row; of equal distances the lowest row. No row is its own neighbour.
 
-    x: as in `kmeans`. Returns a `Graph`. Raises UserError unless 1 <= k < N, or if values are NaN or infinite.
+    x: as in `kmeans`. search: `exact`, or `approximate` for millions of rows: only the rows of the num_probes (None for
+    16) of num_lists (None for sqrt(N)) inverted lists are searched whose centroids are nearest to the row (Jegou et al.
+    2011, section IV). The distances to these are exact, and the graph is that of `exact` where all lists are probed.
+    seed: of the lists. Bitwise identical for any blocks or machines.
+
+    Returns a `Graph`. Raises UserError unless 1 <= k < N, if values are NaN or infinite, or if lists are given for an
+    exact search.
+    """
+    lists, probes = (_optional_whole(*item) for item in (("num_lists", num_lists), ("num_probes", num_probes)))
+    options: dict[str, Any] = {"search": search, "num_lists": lists, "num_probes": probes, "seed": _whole("seed", seed)}
+    with _opened(x, column) as features:
+        return Graph(*find_neighbours(features, _whole("k", k), **options))
+
+
+def power_iteration_clustering(
+    x: Any,
+    *,
+    num_neighbours: int = 5,
+    sigma: float = 0.2,
+    alpha: float = 0.001,
+    iterations: int = 200,
+    singletons: Singletons = "redistribute",
+    search: Search = "exact",
+    seed: int = 0,
+    column: str | None = None,
+) -> PowerIterationClustering:
+    """Cluster N rows into as many clusters as their graph of neighbours has modes (Caron et al. 2018, appendix).
+
+    x: as in `kmeans`; DeepCluster passes `whiten(x, 256)`. num_neighbours: edges of each row, to its nearest others.
+    sigma: bandwidth of the affinities exp(-d^2 / sigma^2), in units of x; W is the directed graph of these plus its
+    transpose. alpha: weight of W in the power iteration v <- alpha W v + (1 - alpha) / N; at 0.001 the order of v is
+    that of the sums of affinities. iterations: at most; fewer at a fixed point. Each row then follows the neighbour j
+    of the largest W_ij (v_j - v_i), until none is above 0 (Cho and Lee 2012). singletons: clusters of one row;
+    `redistribute` them to the nearest neighbour in a larger cluster, if there is one, `keep` or `discard` them.
+    search, seed: of the neighbours, as in `knn`.
+
+    If all rows are equal, they are one cluster once singletons are redistributed. But num_neighbours + 1 equal rows
+    that are neighbours of each other only have equal scores, so each is a cluster of its own.
+
+    Returns a `PowerIterationClustering`. Raises UserError unless 1 <= num_neighbours < N, if values are NaN or
+    infinite, if sigma is so small that all affinities vanish, or an argument does not fit.
     """
     with _opened(x, column) as features:
-        return Graph(*knn_graph.neighbours(features, _whole("k", k)))
+        return power_iteration.power_iteration_clustering(
+            features,
+            num_neighbours=_whole("num_neighbours", num_neighbours),
+            sigma=sigma,
+            alpha=alpha,
+            iterations=_whole("iterations", iterations),
+            singletons=singletons,
+            search=search,
+            seed=_whole("seed", seed),
+        )
 
 
 @contextmanager
@@ -179,3 +239,7 @@ def _whole(name: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"{name} must be an integer; seen {value!r}")
+
+
+def _optional_whole(name: str, value: Any) -> int | None:
+    return None if value is None else _whole(name, value)

@@ -21,7 +21,7 @@ from raycluster.run.directory import write_skipped
 from raycluster.run.state import Run, State
 from raycluster.runtime.workers import FeatureBlocksLost
 from raycluster.seeding import seed_for
-from raycluster.types import Assignments, FeatureRequest, LabelSet, UserError
+from raycluster.types import Assignments, Block, FeatureRequest, LabelSet, UserError
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,15 @@ def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
         sizes = " + ".join(map(str, run.config.method.requested_clusters()))
         yield Progress("clustering", 0, 1, f"into {sizes}" if sizes else "")
         try:
-            found = workers.run_on_rank_zero(_assign, run, state, version)
+            found, absent = workers.run_on_rank_zero(_assign, run, state, version)
             break
         except FeatureBlocksLost:
             again = True
     seconds = {"extracting": extracted_at - started_at, "assigning": time.monotonic() - extracted_at}
     # What was extracted by an earlier group of workers, which alone knew the reasons.
-    return Reassignment(found, skipped + _without_features(found, skipped), seconds)
+    known = {item.sample for item in skipped}
+    unnamed = [SkippedImage(sample, "it had no features to cluster") for sample in absent if sample not in known]
+    return Reassignment(found, skipped + unnamed, seconds)
 
 
 def _extract(
@@ -94,12 +96,6 @@ def _extract(
     return skipped
 
 
-def _without_features(found: Assignments, skipped: list[SkippedImage]) -> list[SkippedImage]:
-    without = ~found.included if found.drawn is None else found.drawn & ~found.included
-    absent = set(np.flatnonzero(without).tolist()) - {item.sample for item in skipped}
-    return [SkippedImage(sample, "it had no features to cluster") for sample in sorted(absent)]
-
-
 def _version(state: State) -> str:
     """Names the weights that features come from, so that features of other weights are never mixed in."""
     digest = sha256(str(state.round).encode())
@@ -120,8 +116,8 @@ def _check_budget(run: Run, skipped: list[SkippedImage]) -> None:
         )
 
 
-def _assign(run: Run, state: State, version: str) -> Assignments:
-    """New labels, with what a user wants to know about them."""
+def _assign(run: Run, state: State, version: str) -> tuple[Assignments, list[int]]:
+    """New labels, with what a user wants to know about them; and the samples that had no features, ascending."""
     method, config = run.config.method, run.config
     context = AssignmentContext(
         num_samples=run.dataset.num_samples,
@@ -134,7 +130,14 @@ def _assign(run: Run, state: State, version: str) -> Assignments:
     features = Interruptible(run.workers.features(version), run.workers.stopping) if wanted else None
     found: Assignments = replace(method.assign(features, context), drawn=run.draw(state.round))
     metrics = {**found.metrics, **describe(found, state.assignments, run.dataset.labels)}
-    return replace(found, metrics=metrics)
+    absent = ~found.included if found.drawn is None else found.drawn & ~found.included
+    if features is not None and absent.any():  # a method may also leave out samples that have features
+        absent[np.concatenate(features.collect(_samples))] = False
+    return replace(found, metrics=metrics), np.flatnonzero(absent).tolist()
+
+
+def _samples(block: Block) -> NDArray[np.int64]:
+    return block.samples
 
 
 def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np.int32] | None) -> dict[str, float]:

@@ -28,9 +28,10 @@ SUPPORT_NAMES = {PORTABLE: "portable", AVX2: "AVX2", AVX512: "AVX-512 VNNI"}
 # AVX2 adds up two products in 16 bits, which 7-bit centroids never overflow.
 _LEVELS = {PORTABLE: 127, AVX2: 63, AVX512: 127}
 _PANEL = 64
+CANDIDATES = 48
 _SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off"]
-_FLAGS += [f"-DINFLATE={INFLATE}f", f"-DROUNDING={ROUNDING.hex()}f"]
+_FLAGS += [f"-DINFLATE={INFLATE}f", f"-DROUNDING={ROUNDING.hex()}f", f"-DCANDIDATES={CANDIDATES}"]
 
 log = logging.getLogger(__name__)
 _compiling = threading.Lock()
@@ -134,6 +135,25 @@ def search(
     return labels, undecided
 
 
+def reaching(
+    values: NDArray[np.float32], prepared: PackedCentroids, floors: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Per row how many centroids have a score about the centre of at least floors (n,), and which they are.
+
+    Returns counts (n,), -1 for a row that is left to the caller, and columns (n, CANDIDATES), unordered. A few of these
+    may miss the floor by rounding.
+    """
+    kernel = library()
+    assert kernel is not None
+    rows, limits = np.ascontiguousarray(values), np.ascontiguousarray(floors, np.float32)
+    counts, found = np.empty(len(rows), np.int32), np.empty((len(rows), CANDIDATES), np.int32)
+    structure = ctypes.byref(prepared.structure)
+    arguments = _at(rows), len(rows), structure, _at(limits), prepared.support, _at(counts), _at(found)
+    if kernel.raycluster_reaching(*arguments):
+        raise MemoryError("no memory left for the search of nearest rows")
+    return counts, found
+
+
 def add_rows(
     values: NDArray[np.float32],
     labels: NDArray[np.int64],
@@ -168,6 +188,8 @@ def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     kernel.raycluster_prepare.restype = whole
     kernel.raycluster_search.argtypes = [pointer, whole, pointer, pointer, whole, pointer]
     kernel.raycluster_search.restype = whole
+    kernel.raycluster_reaching.argtypes = [pointer, whole, pointer, pointer, whole, pointer, pointer]
+    kernel.raycluster_reaching.restype = whole
     kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]
     kernel.raycluster_sums.restype = None
     kernel.raycluster_inertia.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]

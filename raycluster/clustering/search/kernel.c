@@ -23,8 +23,8 @@
 #define PANEL 64       /* centroids that are scanned together */
 #define GROUP 6        /* rows that are scanned together */
 #define TILE 384       /* rows whose candidates are kept at a time, a multiple of GROUP */
-#define CANDIDATES 48  /* capacity per row; a row with more is left to the caller */
-/* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: passed by the compiler's flags. */
+/* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: passed by the compiler's flags,
+   as is CANDIDATES, the capacity per row; a row with more is left to the caller. */
 
 enum { PORTABLE = 0, WITH_AVX2 = 1, WITH_AVX512 = 2 };
 
@@ -435,18 +435,26 @@ AVX512 SEARCH(search_avx512, scan_avx512)
 AVX2 SEARCH(search_avx2, scan_avx2)
 #endif
 
+/* Memory for a tile, to be freed; NULL if there is none. */
+static char *allocate(tile_t *tile, const prepared_t *prepared) {
+    int64_t width = (prepared->dim + 3) / 4 * 4;
+    size_t per_row = width + 4 * (prepared->dim + 7 + 2 * CANDIDATES) + 64;
+    char *memory = calloc(TILE, per_row), *at = memory;
+    if (!memory) return NULL;
+#define TAKE(field, count) tile->field = (void *)at, at += sizeof(*tile->field) * TILE * (count)
+    TAKE(rows, prepared->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(error_bound, 1);
+    TAKE(floor, 1), TAKE(count, 1), TAKE(index, CANDIDATES), TAKE(top, CANDIDATES), TAKE(values, width);
+    return memory;
+}
+
 /* Labels of the nearest centroids, -1 where it could not be decided. previous: labels to start from, or NULL.
    Returns how many are -1, or -1 if there is no memory. */
 int64_t raycluster_search(const float *values, int64_t num_rows, const prepared_t *prepared, const int64_t *previous,
                           int64_t support, int64_t *labels) {
-    int64_t width = (prepared->dim + 3) / 4 * 4, undecided = 0;
-    size_t per_row = width + 4 * (prepared->dim + 7 + 2 * CANDIDATES) + 64;
-    char *memory = calloc(TILE, per_row), *at = memory;
-    if (!memory) return -1;
+    int64_t undecided = 0;
     tile_t tile;
-#define TAKE(field, count) tile.field = (void *)at, at += sizeof(*tile.field) * TILE * (count)
-    TAKE(rows, prepared->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(error_bound, 1);
-    TAKE(floor, 1), TAKE(count, 1), TAKE(index, CANDIDATES), TAKE(top, CANDIDATES), TAKE(values, width);
+    char *memory = allocate(&tile, prepared);
+    if (!memory) return -1;
 #ifdef X86
     if (support == WITH_AVX512)
         search_avx512(values, num_rows, prepared, previous, &tile, labels);
@@ -458,6 +466,64 @@ int64_t raycluster_search(const float *values, int64_t num_rows, const prepared_
     free(memory);
     for (int64_t row = 0; row < num_rows; row++) undecided += labels[row] < 0;
     return undecided;
+}
+
+/* ----------------------------------------------------------------------------------------------------- several nearest */
+
+/* The candidates of a tile whose float32 scores reach the floors, -1 for a row that is left to the caller. */
+static inline __attribute__((always_inline)) void reaching_tile(int64_t num_rows, const tile_t *tile,
+                                                            const prepared_t *prepared, int32_t *counts, int32_t *found) {
+    for (int64_t row = 0; row < num_rows; row++) {
+        const int32_t *index = tile->index + row * CANDIDATES;
+        int32_t *kept = found + row * CANDIDATES, count = 0;
+        counts[row] = -1;
+        if (tile->count[row] > CANDIDATES || !(tile->length[row] < 0x1p50f)) continue;
+        for (int32_t i = 0; i < tile->count[row]; i++)
+            if (!(score(tile->rows + row * prepared->dim, index[i], prepared) < tile->floor[row])) kept[count++] = index[i];
+        counts[row] = count;
+    }
+}
+
+#define REACHING(name, scan)                                                                                        \
+    static void name(const float *values, int64_t num_rows, const prepared_t *prepared, const float *floors,         \
+                     tile_t *tile, int32_t *counts, int32_t *found) {                                                \
+        for (int64_t start = 0; start < num_rows; start += TILE) {                                                   \
+            int64_t count = num_rows - start < TILE ? num_rows - start : TILE;                                       \
+            pack_rows(values + start * prepared->dim, count, prepared, tile);                                        \
+            for (int64_t row = 0; row < count; row++) {                                                              \
+                tile->floor[row] = floors[start + row] - 2.5f * tile->error_bound[row];                              \
+                tile->error_bound[row] = INFINITY; /* the floor does not rise */                                     \
+            }                                                                                                        \
+            for (int64_t row = count; row % GROUP; row++) tile->floor[row] = INFINITY; /* padding */                 \
+            scan(tile, count, prepared);                                                                             \
+            reaching_tile(count, tile, prepared, counts + start, found + start * CANDIDATES);                        \
+        }                                                                                                            \
+    }
+
+REACHING(reaching_portable, scan_portable)
+#ifdef X86
+AVX512 REACHING(reaching_avx512, scan_avx512)
+AVX2 REACHING(reaching_avx2, scan_avx2)
+#endif
+
+/* Centroids whose score x.c - |c|^2 / 2 about the centre reaches the floor of the row, and maybe some that miss it by
+   rounding: counts (n) and found (n, CANDIDATES); a count of -1 leaves the row to the caller. Returns -1 if there is no
+   memory. */
+int64_t raycluster_reaching(const float *values, int64_t num_rows, const prepared_t *prepared, const float *floors,
+                            int64_t support, int32_t *counts, int32_t *found) {
+    tile_t tile;
+    char *memory = allocate(&tile, prepared);
+    if (!memory) return -1;
+#ifdef X86
+    if (support == WITH_AVX512)
+        reaching_avx512(values, num_rows, prepared, floors, &tile, counts, found);
+    else if (support == WITH_AVX2)
+        reaching_avx2(values, num_rows, prepared, floors, &tile, counts, found);
+    else
+#endif
+        reaching_portable(values, num_rows, prepared, floors, &tile, counts, found);
+    free(memory);
+    return 0;
 }
 
 /* ------------------------------------------------------------------------------------------------------ order-free sums */
