@@ -1,8 +1,8 @@
 """Power iteration clustering on the graph of nearest neighbours: the number of clusters is found, not given.
 
 The variant of DeepCluster's published code (Caron et al., ECCV 2018, appendix; Cho and Lee, Mode-seeking on graphs via
-random walks, CVPR 2012). Neighbours are searched where the rows are. The graph itself is held in one place: at 5
-neighbours it takes about 700 bytes per row at its peak, whatever their width, so 10^8 rows fit one machine.
+random walks, CVPR 2012). Neighbours are searched where the rows are. The graph itself is held in one place: with 5
+neighbours at most 600 bytes per row (800 with the approximate search), whatever their width; 10^8 rows fit a machine.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from raycluster.clustering.search.nearest_rows import Database, Queries
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
 
-NUM_ROWS = 3000
+NUM_ROWS = 2200
 SUPPORT = int8_cpu.support()
 SEARCHES: list[Search] = ["exact", "approximate"]
 
@@ -31,8 +31,8 @@ KINDS: dict[str, Callable[[], np.ndarray]] = {
     "clusters": mixture,
     "noise": lambda: np.random.default_rng(1).standard_normal((NUM_ROWS, 70)).astype(np.float32),
     "integers": lambda: np.rint(mixture(6)),
-    "copies": lambda: np.repeat(mixture(7)[:600], 5, axis=0),
-    "many copies": lambda: np.repeat(mixture(7)[:30], 100, axis=0),
+    "copies": lambda: np.repeat(mixture(7)[:440], 5, axis=0),
+    "many copies": lambda: np.repeat(mixture(7)[:22], 100, axis=0),
     "by cluster": lambda: mixture()[np.argsort(mixture()[:, 0])],
     "far": lambda: mixture() + np.float32(1000),
     "one far": lambda: np.where(np.arange(NUM_ROWS)[:, None] == 5, np.float32(1e4), mixture()),
@@ -139,5 +139,5 @@ def test_lists_without_effect_and_impossible_ones_are_refused() -> None:
         raycluster.knn(rows, 5, search="approximate", num_probes=1.5)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="search must be one of exact, approximate; seen 'ivf'"):
         raycluster.knn(rows, 5, search="ivf")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="below the number of rows, 3000; seen 3000"):
-        raycluster.knn(rows, 3000, search="approximate")
+    with pytest.raises(UserError, match="below the number of rows, 2200; seen 2200"):
+        raycluster.knn(rows, 2200, search="approximate")

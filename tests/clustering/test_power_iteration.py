@@ -144,7 +144,7 @@ def test_mutual_edges_count_twice() -> None:
 
 @pytest.mark.parametrize("search", ["exact", "approximate"])
 def test_any_blocks_in_any_order_are_bitwise_identical(search: str) -> None:
-    rows = mixture(3000)
+    rows = mixture(2200)
     found = [power_iteration_clustering(blocks(rows, count, count), search=search) for count in (1, 2, 7, 64)]  # type: ignore[arg-type]
     assert len({arrays(one) for one in found}) == 1
     public = raycluster.power_iteration_clustering(rows, search=search)  # type: ignore[arg-type]

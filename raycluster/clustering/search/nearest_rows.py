@@ -78,9 +78,10 @@ def _none(num_rows: int, width: int) -> Found:
 def _within_limits(queries: Queries, database: Database, width: int) -> tuple[NDArray[np.bool_], Found]:
     """Which rows the compiled kernel could search, and what it found."""
     assert database.rows.packed is not None
-    counts, columns = int8_cpu.reaching(queries.values, database.rows.packed, _floors(queries, database.rows))
+    counts, found = int8_cpu.reaching(queries.values, database.rows.packed, _floors(queries, database.rows))
     rows = np.repeat(np.arange(len(counts)), counts.clip(0))
-    return counts >= 0, _ranked(queries, database, rows, columns[np.arange(columns.shape[1]) < counts[:, None]], width)
+    columns = found[np.arange(found.shape[1]) < counts[:, None]].astype(np.int64)
+    return counts >= 0, _ranked(queries, database, rows, columns, width)
 
 
 def _floors(queries: Queries, database: PreparedCentroids) -> NDArray[np.float32]:
@@ -95,7 +96,7 @@ def _floors(queries: Queries, database: PreparedCentroids) -> NDArray[np.float32
 
 
 def _ranked(
-    queries: Queries, database: Database, rows: NDArray[np.intp], columns: NDArray[np.integer], width: int
+    queries: Queries, database: Database, rows: NDArray[np.intp], columns: NDArray[np.int64], width: int
 ) -> Found:
     """The nearest among candidates: pairs of a query (ascending) and a row of the database."""
     distances = pair_distances(queries.values, rows, database.rows.centroids, columns)
