@@ -95,7 +95,7 @@ def test_chunks_carry_gradients_in_blocks_of_bounded_size(tmp_path: Path) -> Non
     assert all(block.images.any((1, 2, 3)).all() for block in blocks)
 
 
-@pytest.mark.parametrize("rotation", ["false", "true"])
+@pytest.mark.parametrize("rotation", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_run_is_the_same_within_float16(tiny: Callable[..., Config], tmp_path: Path, rotation: str) -> None:
     results = []
     for name, value in (("pixels", "false"), ("gradients", "true")):

@@ -39,7 +39,7 @@ def test_loaded_features_are_bitwise_identical(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        {"name": "resnet50v2", "stem": "small"},
+        pytest.param({"name": "resnet50v2", "stem": "small"}, marks=pytest.mark.slow),
         pytest.param({"name": "alexnet", "widths": [64, 192, 384, 256, 256]}, marks=pytest.mark.slow),
         pytest.param({"name": "resnet101"}, marks=pytest.mark.slow),
         {"name": "timm", "arch": "mobilenetv3_small_050", "input": "sobel"},

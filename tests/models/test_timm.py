@@ -16,7 +16,7 @@ CASES = [
     {"arch": "mobilenetv3_small_050"},  # batch norm with an activation, and a layer after the average pool
     {"arch": "resnet10t", "input": "sobel"},
     {"arch": "vit_tiny_patch16_224", "image_size": 64},
-    {"arch": "convnext_atto"},
+    pytest.param({"arch": "convnext_atto"}, marks=pytest.mark.slow),
 ]
 
 
@@ -26,7 +26,7 @@ def test_without_timm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         Model(arch="convnext_tiny").build(0)
 
 
-@pytest.mark.parametrize("options", CASES, ids=lambda options: options["arch"])
+@pytest.mark.parametrize("options", CASES)
 def test_stages_and_parameters_are_those_of_timm(options: dict) -> None:
     timm = pytest.importorskip("timm")
     model = Model(**options)
