@@ -89,9 +89,9 @@ def extract(
     """Extract and store the features of `shards`, sharded over workers; lost ones are extracted again.
 
     version: names the weights. drawn: (N,) the samples to extract, at least one a shard, None for all. again: this is
-    not the first call for this version. Yields progress and, at the end, the
-    skipped images of all workers. Collective: every worker must exhaust it. Raises RunStopped on all workers soon after
-    one was asked to stop, UserError if a shard fails twice.
+    not the first call for this version. Yields progress and, at the end, the skipped images of all workers. Collective:
+    every worker must exhaust it. Raises RunStopped on all workers soon after one was asked to stop, UserError if a
+    shard fails twice.
     """
     skipped: list[SkippedImage] = []
     failed: list[ChunkFailed] = []
