@@ -103,6 +103,7 @@ def test_a_round_without_clusters_is_refused() -> None:
         assigned(rows, 1, Method(singletons="discard"))
 
 
+@pytest.mark.slow
 def test_smoke_configuration_improves_on_the_untrained_network(tmp_path: Path) -> None:
     config = load(Config, ROOT / "configs/smoke/pic.yaml", [f"run.dir={tmp_path}"])
     *_, last = pretrain(config, LocalWorkers())
