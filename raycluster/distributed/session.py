@@ -45,9 +45,21 @@ def stop_reason() -> str:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the run to save and stop; the second interrupts it at once."""
+    """The first Ctrl-C or SIGTERM asks the run to save and stop; the second interrupts it at once.
+
+    A request, also one by `request_stop`, ends with the context: what this process does next is not stopped.
+    """
     global _stop_requested, _stop_reason
     _stop_requested, _stop_reason = False, ""
+    try:
+        with _signal_handlers():
+            yield
+    finally:
+        _stop_requested, _stop_reason = False, ""
+
+
+@contextmanager
+def _signal_handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return

@@ -13,7 +13,7 @@ from raycluster.distributed.control.channel import WorkerClient, open_channel
 from raycluster.distributed.control.driver import listen
 from raycluster.distributed.control.stall_detector import StallDetector
 from raycluster.distributed.features.pool_manager import FeaturePoolManager
-from raycluster.distributed.session import stop_on_signals
+from raycluster.distributed.session import stop_on_signals, stop_requested
 from raycluster.events import Event, StatusNote
 
 pytestmark = pytest.mark.ray
@@ -45,5 +45,6 @@ def test_a_failing_handler_stops_the_run_and_is_raised_at_the_end(ray_cluster: N
             client.publish(StatusNote("second"))
         notes = [event.text for event in handled if isinstance(event, StatusNote)]
         assert notes == ["first", "second"], "events of the stopping workers are handled"
+    assert not stop_requested(), "the request ended with the run"
     for actor in (channel, *pool_manager.actors):
         ray.kill(actor)
