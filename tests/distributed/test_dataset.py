@@ -66,7 +66,7 @@ def wanted() -> dict[int, str]:
     return {k: digest(kmeans(features, k, seed=2, iterations=8)) for k in (5, 40)}
 
 
-@pytest.mark.parametrize("num_actors", [1, 2, 3])
+@pytest.mark.parametrize("num_actors", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_bitwise_identical_for_any_blocks_and_after_a_death(
     pool_actors: list[ActorHandle], wanted: dict[int, str], num_actors: int
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_dataset_is_clustered_like_an_array(ray_cluster: None) -> None:
         raycluster.kmeans(dataset, 9, column="nothing")
 
 
-@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize("kind", [pytest.param("npy", marks=pytest.mark.slow), "parquet"])
 def test_files_are_clustered_by_actors_like_in_one_process(ray_cluster: None, tmp_path: Path, kind: str) -> None:
     (tmp_path / "in").mkdir()
     for number, part in enumerate(np.array_split(rows(), 3)):

@@ -25,7 +25,7 @@ from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Tiny = Callable[..., Config]
 ROOT = Path(__file__).parent.parent.parent
@@ -82,7 +82,6 @@ def start_job(*words: object) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 def test_interrupted_in_every_way_and_run_again_equals_undisturbed(
     undisturbed: Path, yaml_file: Path, tmp_path: Path
 ) -> None:
@@ -197,7 +196,6 @@ def driver(run: Path) -> int:
     raise AssertionError("no driver")
 
 
-@pytest.mark.slow
 def test_submitted_killed_and_submitted_again_equals_undisturbed(
     cluster: Cluster, undisturbed: Path, yaml_file: Path, tmp_path: Path
 ) -> None:
@@ -225,7 +223,6 @@ def test_user_errors_are_printed_unchanged(cluster: Cluster, yaml_file: Path, tm
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_a_submitted_sweep_releases_the_workers_of_stopped_trials(
     cluster: Cluster, yaml_file: Path, tmp_path: Path
 ) -> None:

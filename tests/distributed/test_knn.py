@@ -14,7 +14,7 @@ from raycluster.distributed.features.dataset import pooled
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("search", ["exact", "approximate"])
+@pytest.mark.parametrize("search", [pytest.param("exact", marks=pytest.mark.slow), "approximate"])
 def test_a_pool_finds_the_same_neighbours_and_clusters(
     ray_cluster: None, search: Literal["exact", "approximate"]
 ) -> None:

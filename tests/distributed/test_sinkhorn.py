@@ -51,7 +51,7 @@ def wanted() -> str:
     return digest(sinkhorn(LocalFeatures([Block(np.arange(NUM_ROWS), VALUES)]), HEADS, rounding="exact"))
 
 
-@pytest.mark.parametrize("num_actors", [1, 2, 3])
+@pytest.mark.parametrize("num_actors", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_bitwise_identical_for_any_blocks(pool_actors: list[ActorHandle], wanted: str, num_actors: int) -> None:
     for num_blocks in (1, 7, 64) if num_actors == 2 else (7,):
         assert digest(sinkhorn(pooled(pool_actors[:num_actors], num_blocks), HEADS, rounding="exact")) == wanted

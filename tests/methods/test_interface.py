@@ -123,7 +123,7 @@ def test_samples_are_crops(finished: Config) -> None:
     assert table["left"].to_pylist()[:2] == pytest.approx([0, 0.4])
 
 
-@pytest.mark.parametrize("asked", [12, 25])
+@pytest.mark.parametrize("asked", [pytest.param(12, marks=pytest.mark.slow), 25])
 def test_resumed_with_other_numbers_of_clusters(finished: Config, signs: Signs, tmp_path: Path, asked: int) -> None:
     config, questions = signs(tmp_path), count()
     with pytest.raises(RunStopped):

@@ -85,6 +85,7 @@ def test_random_labels_stay_for_the_whole_run(tmp_path: Path) -> None:
     assert records[1]["changed_share"] == 0 and records[1]["size_entropy"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_labels_in_training_mode_resume_bitwise(tmp_path: Path) -> None:
     words = ["method.view=train", "method.network_mode=train", "run.checkpoint_minutes=1e-9"]
     expected = sela(tmp_path / "whole", *words)
@@ -140,7 +141,9 @@ def test_only_images_not_visited_yet_are_extracted(tmp_path: Path) -> None:
     "overrides",
     [
         ["method.view=train", "method.views_averaged=2"],
-        ["method.reassign=one", "method.warm_start=true", "method.rounding=exact"],
+        pytest.param(
+            ["method.reassign=one", "method.warm_start=true", "method.rounding=exact"], marks=pytest.mark.slow
+        ),
         ["training.rotation=true", "method.features=online", "views.train.equalize=0.2", "views.train.sharpness=0.5"],
         ["method.view=train", "method.network_mode=train"],
         ["method.labels=kmeans"],
