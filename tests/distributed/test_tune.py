@@ -161,8 +161,11 @@ def test_first_features_and_images_are_computed_once(ray_cluster: None, make: Ma
         shards = range(len(images.manifest.shards))
         feature_spec = FeatureSpec(View(size=16), "conv3", "pooled")
         list(extract(backbone, images, workers, feature_spec=feature_spec, version=version, shards=shards))
-        return workers.features(version).rows(torch.arange(1797).numpy())
+        return workers.features(version).rows(samples)
 
+    samples = torch.arange(1797).numpy()
+    decoded = shared(uri, samples)
+    assert decoded is not None and len(list(decoded)) == 1797  # all tasks have read their images
     expected = features(LocalWorkers(), "first")
     (tmp_path / "manifest.parquet").rename(tmp_path / "away.parquet")  # from here on nothing can be read
     with pytest.raises(UserError, match="no manifest"):
