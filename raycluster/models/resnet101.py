@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from raycluster.config import settings
-from raycluster.models.backbone import Backbone, initialise
+from raycluster.models.backbone import Backbone, ModelSettings, initialise
 from raycluster.models.input_layers import Input
 from raycluster.models.resnet import LeadingReluBottleneck, Stem, resnet
 
 
 @settings
-class Model:
+class Model(ModelSettings):
     """ResNet-101 (He et al., CVPR 2016); features are the global average after the last ReLU.
 
     input: `rgb`, or `sobel` gradients. stem: `imagenet` (7x7 stride 2, max pooling), or `small` (3x3, no pooling) for

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from raycluster.config import settings
-from raycluster.models.backbone import Backbone, initialise
+from raycluster.models.backbone import Backbone, ModelSettings, initialise
 from raycluster.models.input_layers import Input
 from raycluster.models.resnet import PreActivationBottleneck, Stem, resnet
 
 
 @settings
-class Model:
+class Model(ModelSettings):
     """Pre-activation ResNet-50 (He et al., Identity mappings in deep residual networks, ECCV 2016); features are the
     global average after the last batch norm and ReLU.
 

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from raycluster.config import NonEmpty, settings
 from raycluster.config.registry import did_you_mean
-from raycluster.models.backbone import Backbone
+from raycluster.models.backbone import Backbone, ModelSettings
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.input_layers import Input
 from raycluster.types import UserError
@@ -23,7 +23,7 @@ _RANDOM = ("drop_prob", "drop_rate", "prob")  # of timm's layers that draw rando
 
 
 @settings
-class Model:
+class Model(ModelSettings):
     """A network of timm without its classifier, its weights drawn afresh; needs `pip install raycluster[timm]`.
 
     Layers are timm's stages, after their activation, and last `pre_logits`, what the classifier would read. arch: its

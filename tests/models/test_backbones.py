@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
+from raycluster.config import PluginField
 from raycluster.models import alexnet, resnet18, resnet50, resnet50v2, resnet101, smallnet, vgg16
-from raycluster.models.backbone import Backbone, FlattenTo, adaptive_average, pool
+from raycluster.models.backbone import Backbone, FlattenTo, ModelSettings, adaptive_average, pool
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.types import UserError
 
@@ -22,6 +24,11 @@ MODELS: dict[str, Any] = {
     "resnet101": resnet101.Model,
 }
 SMALL_ALEXNET = (64, 192, 384, 256, 256)
+
+
+@pytest.mark.parametrize("name", PluginField("raycluster.models", "Model").modules())
+def test_every_model_can_start_from_weights(name: str) -> None:
+    assert issubclass(import_module(f"raycluster.models.{name}").Model, ModelSettings)
 
 
 @pytest.mark.parametrize("input", ["rgb", "sobel"])

@@ -52,7 +52,8 @@ def test_larger_networks_are_exported(tmp_path: Path, model: dict[str, object]) 
         pytest.importorskip("timm")
     backbone = import_module(f"raycluster.models.{model['name']}").Model(**model).build(5).eval()
     _write(tmp_path, backbone, {"model": model})
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    side = 96 if model["name"] == "alexnet" else 32
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(load_backbone(tmp_path)(images), backbone(images))
 
