@@ -32,7 +32,8 @@ def generator(seed: int, purpose: str, *work: int) -> np.random.Generator:
 class _Reused(threading.local):
     def __init__(self) -> None:
         self.bits = np.random.Philox(key=0)
-        self.generator, self.state = np.random.Generator(self.bits), self.bits.state
+        self.generator = np.random.Generator(self.bits)
+        self.state: Any = self.bits.state
 
 
 _REUSED = _Reused()
@@ -40,7 +41,7 @@ _REUSED = _Reused()
 
 def reseeded_generator(seed: int, purpose: str, *work: int) -> np.random.Generator:
     """The numbers of `generator` in an eighth of the time: an object of this thread that the next call seeds again."""
-    state: dict[str, Any] = _REUSED.state
+    state = _REUSED.state
     state["state"]["key"] = np.frombuffer(_digest(seed, purpose, work, 16), "<u8")
     _REUSED.bits.state = state
     return _REUSED.generator
