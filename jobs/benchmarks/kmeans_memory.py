@@ -34,12 +34,12 @@ def _measure(before: str, rows: int, kind: str, num_clusters: int, engine: Any) 
 
     small = np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32)
     kmeans(small, 10, iterations=2, engine=engine)
-    baseline = _resident("VmRSS")
+    baseline = resident("VmRSS")
     values = _load(before, rows, kind)
     size = values.nbytes
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     kmeans(before if kind == "mapped file" and before else values, num_clusters, iterations=_STEPS, engine=engine)
-    return size, _resident("VmHWM") - baseline
+    return size, resident("VmHWM") - baseline
 
 
 def _load(before: str, rows: int, kind: str) -> np.ndarray:
@@ -56,7 +56,13 @@ def _load(before: str, rows: int, kind: str) -> np.ndarray:
     return values
 
 
-def _resident(field: str) -> int:
+def reset_peak() -> None:
+    """Make VmHWM what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(field: str) -> int:
+    """Bytes of memory of this process: VmRSS now, VmHWM at the peak."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
     assert found is not None
     return 1024 * int(found[1])

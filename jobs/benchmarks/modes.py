@@ -20,7 +20,7 @@ def run(steps: int = 10, repeats: int = 5, threads: int = 2) -> str:
     prepare_process()
     rates: dict[str, list[float]] = {"fast": [], "exact": []}
     trainers = {mode: _trainer(mode, threads) for mode in rates}
-    batches = [_batch(index) for index in range(4)]
+    batches = [random_batch(index, 100) for index in range(4)]
     for repeat in range(repeats + 1):
         for mode, trainer in trainers.items():
             began = time.perf_counter()
@@ -42,12 +42,13 @@ def _trainer(mode: str, threads: int) -> Step:
     return Step(Network(backbone, heads), Optimisers(backbone, heads, settings), settings)
 
 
-def _batch(index: int) -> list[Microbatch]:
+def random_batch(index: int, num_classes: int) -> list[Microbatch]:
+    """256 images of 32 pixels with labels of one set, drawn from the index."""
     generator = torch.Generator().manual_seed(index)
     return [
         Microbatch(
             torch.randint(256, (32, 32, 32, 3), generator=generator, dtype=torch.uint8),
-            torch.randint(100, (1, 32), generator=generator),
+            torch.randint(num_classes, (1, 32), generator=generator),
             torch.ones(32),
             seed=stream,
         )

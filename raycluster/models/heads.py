@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ class Heads(nn.Module):
     """ReLU, then one linear layer per head: (n, num_features) -> [(n, size) logits for each of `sizes`].
 
     Weights N(0, .01), bias 0 (Caron et al., ECCV 2018), drawn from `seed`. averaged: number of heads, the first ones,
-    of whose losses the mean is minimised. relu: False leaves the ReLU out.
+    of whose losses the mean is minimised. relu: False leaves the ReLU out. `chosen` may be set before a forward pass,
+    to that of `training.objective.Batch`: the first heads then compute the logits of these classes only.
     """
 
     def __init__(
@@ -24,13 +27,15 @@ class Heads(nn.Module):
     ) -> None:
         super().__init__()
         self.averaged, self.relu = averaged, relu
+        self.chosen: Sequence[Sequence[Tensor]] = ()
         generator = torch.Generator().manual_seed(seed)
         self.linear = nn.ModuleList(_linear(num_features, size, generator) for size in sizes)
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """(n, num_features) before their ReLU -> one (n, size) per head."""
+        """(n, num_features) before their ReLU -> one (n, size) per head, or (n, most chosen classes)."""
         activations = features.relu() if self.relu else features
-        return [layer(activations) for layer in self.linear]
+        heads = zip_longest(self.linear, self.chosen)
+        return [_some_classes(layer, activations, ids) if ids else layer(activations) for layer, ids in heads]
 
     def undo_mean(self) -> None:
         """Multiply the gradients of the averaged heads by their number, as if each head were alone."""
@@ -65,9 +70,7 @@ class HierarchicalHeads(Heads):
         # Heads without rows are computed as well: DistributedDataParallel waits for a gradient of every parameter.
         parts = activations[order].split(torch.bincount(own, minlength=len(inner)).tolist())
         scores = [layer(part) for layer, part in zip(inner, parts, strict=True)]
-        width = max(part.shape[1] for part in scores)
-        padded = [functional.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in scores]
-        return [first(activations), torch.cat(padded)[order.argsort()]]
+        return [first(activations), _cat_padded(scores)[order.argsort()]]
 
 
 class TwoLayerHeads(nn.Module):
@@ -82,6 +85,22 @@ class TwoLayerHeads(nn.Module):
     def forward(self, features: Tensor) -> list[Tensor]:
         """(n, num_features) before their ReLU -> one (n, size) per head."""
         return self.heads(self.hidden(features.relu()))
+
+
+def _some_classes(layer: Any, activations: Tensor, chosen: Sequence[Tensor]) -> Tensor:
+    """(n, most chosen classes) logits. chosen: for each of equal parts of the rows, the classes that are computed."""
+    # With sparse gradients, the backward pass touches the rows of the weights that were chosen, not all.
+    scores = [
+        functional.linear(part, functional.embedding(ids, layer.weight, sparse=True), layer.bias[ids])
+        for part, ids in zip(activations.chunk(len(chosen)), chosen, strict=True)
+    ]
+    return _cat_padded(scores)
+
+
+def _cat_padded(scores: Sequence[Tensor]) -> Tensor:
+    """Rows of different widths below each other; the narrower ones end with -inf."""
+    width = max(part.shape[1] for part in scores)
+    return torch.cat([functional.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in scores])
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

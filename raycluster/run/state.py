@@ -266,7 +266,8 @@ def build_objective(config: Config, assignments: Assignments | None) -> Objectiv
     """What the method minimises, over part of the clusters or with rotation prediction if the settings ask for it."""
     objective: Objective = config.method.objective(assignments)
     if config.training.partial_softmax is not None:
-        objective = with_partial_softmax(objective, config.training.partial_softmax, config.training.microbatch)
+        sizes = config.method.head_sizes(assignments)
+        objective = with_partial_softmax(objective, config.training.partial_softmax, sizes)
     return with_rotation(objective) if config.training.rotation else objective
 
 

@@ -16,13 +16,15 @@ class Batch(NamedTuple):
 
     images: (n, h, w, 3) uint8 RGB per view. labels: (label sets, n) int64, below 0 for rows that a set excludes.
     weights: (n,) float32, 0 for rows that take no part. seeds: of the microbatches that the rows come from, equally
-    many from each, for what `expand` draws at random.
+    many from each, for what `expand` draws at random. chosen: per label set, for each of these microbatches the classes
+    whose logits are computed, ascending; labels are then positions among them. Empty for all classes.
     """
 
     images: tuple[Tensor, ...]
     labels: Tensor
     weights: Tensor
     seeds: tuple[int, ...] = ()
+    chosen: tuple[tuple[Tensor, ...], ...] = ()
 
 
 class Objective:

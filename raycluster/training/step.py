@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raycluster.models.backbone import Backbone
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
-from raycluster.models.heads import HierarchicalHeads
+from raycluster.models.heads import Heads, HierarchicalHeads
 from raycluster.training.config import TrainingSettings
 from raycluster.training.determinism import reproducible
 from raycluster.training.gradient_buffer import FixedPoint, Sums
@@ -94,7 +94,7 @@ class Step:
             raise ValueError("exact mode adds gradients as integers: pass the network unwrapped")
         self._norms = [module for module in network.modules() if isinstance(module, GhostBatchNorm)]
         self._dropouts = [module for module in network.modules() if isinstance(module, SeededDropout)]
-        self._hierarchies = [module for module in network.modules() if isinstance(module, HierarchicalHeads)]
+        self._heads = [module for module in network.modules() if isinstance(module, Heads)]
         for norm in self._norms:
             norm.microbatch = self._rows
         num_figures = 2 + len(self._objective.metrics)
@@ -137,8 +137,10 @@ class Step:
             dropout.seeds = [microbatch.seed for microbatch in microbatches]
         for norm in self._norms:
             norm.statistics = None
-        for heads in self._hierarchies:
-            heads.super_classes = batch.labels[0]
+        for heads in self._heads:
+            heads.chosen = batch.chosen
+            if isinstance(heads, HierarchicalHeads):
+                heads.super_classes = batch.labels[0]
         precision = _PRECISION[self._settings.precision]
         with torch.autocast(batch.weights.device.type, precision, enabled=precision != torch.float32):
             outputs = self._network(*(images.permute(0, 3, 1, 2) for images in batch.images))

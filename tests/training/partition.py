@@ -13,7 +13,9 @@ from raycluster.models.dropout import SeededDropout
 from raycluster.models.heads import Heads
 from raycluster.seeding import seed_for
 from raycluster.training.config import TrainingSettings
+from raycluster.training.objective import Objective
 from raycluster.training.optimiser import Optimisers
+from raycluster.training.partial_softmax import PartialSoftmax
 from raycluster.training.step import Microbatch, Network, Step, StepResult, no_reduce
 
 NUM_STEPS = 30
@@ -62,25 +64,36 @@ def run(
     return {key: value.clone() for key, value in plain.state_dict().items()}, [result.loss for result in results]
 
 
-def run_alone(mode: str, **fields: Any) -> tuple[dict[str, Tensor], list[float]]:
+def run_alone(mode: str, objective: Objective | None = None, **fields: Any) -> tuple[dict[str, Tensor], list[float]]:
     ours, chosen = network(), settings(mode, **fields)
-    return run(ours, Step(ours, Optimisers(ours.backbone, ours.heads, chosen), chosen), lambda batches: batches)
+    step = Step(ours, Optimisers(ours.backbone, ours.heads, chosen), chosen, objective=objective)
+    return run(ours, step, lambda batches: batches)
 
 
 def worker(rank: int, world: int, folder: str, wrapped: bool) -> None:
-    """One process of `world`: trains in both modes and saves what it got."""
+    """One process of `world`: trains in each case and saves what it got."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     outcomes = {}
-    for mode in ("exact", "fast", *(["wrapped"] if wrapped else [])):
-        ours, chosen = network(), settings("exact" if mode == "exact" else "fast", **FORWARD.get(mode, {}))
+    for name, (mode, objective, fields) in CASES.items():
+        ours, chosen = network(), settings(mode, **fields)
         optimisers = Optimisers(ours.backbone, ours.heads, chosen)
         module: torch.nn.Module = ours
-        if mode == "wrapped":
+        if name.startswith("wrapped"):
+            if not wrapped:
+                continue
             module = torch.nn.parallel.DistributedDataParallel(ours, broadcast_buffers=False)
-        step = Step(module, optimisers, chosen, all_reduce=no_reduce if world == 1 else distributed.all_reduce)
-        outcomes[mode] = run(module, step, lambda batches: batches[rank::world] if world < 6 else batches[rank:])
+        all_reduce = no_reduce if world == 1 else distributed.all_reduce
+        step = Step(module, optimisers, chosen, all_reduce=all_reduce, objective=objective)
+        outcomes[name] = run(module, step, lambda batches: batches[rank::world] if world < 6 else batches[rank:])
     torch.save(outcomes, f"{folder}/{world}-{rank}.pt")
     distributed.destroy_process_group()
 
 
-FORWARD = {"wrapped": {"forward_rows": 16}}
+PARTIAL = PartialSoftmax(4, CLUSTERS)
+CASES: dict[str, tuple[str, Objective | None, dict[str, Any]]] = {
+    "exact": ("exact", None, {}),
+    "exact, partial softmax": ("exact", PARTIAL, {}),
+    "fast": ("fast", None, {}),
+    "wrapped": ("fast", None, {"forward_rows": 16}),
+    "wrapped, partial softmax": ("fast", PARTIAL, {"forward_rows": 16}),
+}
