@@ -18,7 +18,7 @@ from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.knn_graph import check_neighbours, neighbours, search_block, sorted_samples
 from raycluster.clustering.search.centroids import prepare
 from raycluster.clustering.search.nearest_rows import Database, Found
-from raycluster.features.matrix import LocalFeatures, device, feature_stats
+from raycluster.features.matrix import device, feature_stats, gather, rows_by_label
 from raycluster.seeding import generator
 from raycluster.types import Block, Features, UserError
 
@@ -28,10 +28,10 @@ Job = tuple[NDArray[np.int64], NDArray[np.int64], int, NDArray[np.float64]]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """Sample ids of queries and of rows near them, and squared distances, (p,) each."""
 
-_NUM_PROBES = 16
+_NUM_PROBES = 8
 _ROWS_PER_LIST = 64  # of the sample that k-means divides
 _STEPS = 5
-_BLOCK_ROWS = 1 << 11
+_TILE_ROWS = 256
 
 
 class _Grid(NamedTuple):
@@ -71,7 +71,7 @@ def approximate_neighbours(
     """As `neighbours`, among the rows of the lists nearest to each row; equal to it where all lists are searched.
 
     num_lists: of k-means on a sample of the rows, None for sqrt(N). num_probes: lists that are searched for a row, None
-    for 16; more where so many could hold too few rows. seed: of the sample. The process that calls holds 4 num_probes
+    for 8; more where so many could hold too few rows. seed: of the sample. The process that calls holds 4 num_probes
     bytes per row besides the result.
     """
     if any(number is not None and number < 1 for number in (num_lists, num_probes)):
@@ -80,21 +80,21 @@ def approximate_neighbours(
     samples, order = sorted_samples(features)
     grid = _fit_lists(features, samples, num_lists or round(len(samples) ** 0.5), seed)
     lists = _nearest_lists(features, order, grid, num_probes or _NUM_PROBES, k)
-    found = np.full((len(samples), k), -1), np.full((len(samples), k), np.inf)
-    for probes in (slice(0, 1), slice(1, None)):  # what is found in the nearest list limits the search of the others
-        jobs = _jobs(samples, lists[:, 0], lists[:, probes], found[1][:, -1], k)
-        if jobs:
-            found = _merge(samples, found, features.map_jobs(_search_list, jobs))
-    return found[0], found[1].astype(np.float32)
+    members = rows_by_label(lists[:, 0], len(grid.offsets))
+    limits = np.empty(len(samples))
+    limits[np.concatenate(members)] = np.concatenate(features.map_jobs(_limits, [(samples[one], k) for one in members]))
+    found = features.map_jobs(_search_list, _jobs(samples, members, lists, limits, k))
+    ids, distances = _nearest(samples, found, k)
+    return ids, distances.astype(np.float32)
 
 
 def _fit_lists(features: Features, samples: NDArray[np.int64], num_lists: int, seed: int) -> _Grid:
     """The lists of k-means on a sample; fewer where it has fewer distinct rows."""
     rng, size = generator(seed, "knn lists"), min(len(samples), _ROWS_PER_LIST * num_lists)
     chosen = np.sort(rng.choice(samples, size, replace=False))
-    values = features.rows(chosen)
-    num_lists = min(num_lists, len({*map(bytes, digest_rows(values))}))
-    found = kmeans(LocalFeatures(_blocks(chosen, values)), num_lists, iterations=_STEPS, seed=seed)
+    sample = gather(features, chosen)
+    num_lists = min(num_lists, len({*map(bytes, np.concatenate(sample.collect(_digests)))}))
+    found = kmeans(sample, num_lists, iterations=_STEPS, seed=seed)
     stats = feature_stats(features)
     low, high = stats.low.astype(np.float64), stats.high.astype(np.float64)
     # Scores are below 3 D 4^(bits - 1), and are multiplied by the number of lists.
@@ -102,6 +102,10 @@ def _fit_lists(features: Features, samples: NDArray[np.int64], num_lists: int, s
     step = float((high - low).max()) / 2.0**bits or 1.0
     centroids = np.rint((found.centroids - (low + high) / 2) / step)
     return _Grid((low + high) / 2, step, centroids, np.square(centroids).sum(axis=1))
+
+
+def _digests(block: Block) -> NDArray[np.bytes_]:
+    return digest_rows(block.values)
 
 
 def _nearest_lists(
@@ -127,45 +131,53 @@ def _nearest_lists_of_block(block: Block, grid: _Grid, num_probes: int) -> NDArr
     return distinct.topk(num_probes, dim=1).indices.to(torch.int32).cpu().numpy()
 
 
+def _limits(features: Features, members: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """(m,) squared distances within which each member of a list has k others of it, infinite in smaller lists."""
+    if len(members) <= k:
+        return np.full(len(members), np.inf)
+    rows = torch.from_numpy(features.rows(members)).to(device(), torch.float64)
+    rows -= rows.mean(0)
+    squares = rows.square().sum(1)
+    limits = squares + (squares + squares.max()) * ((rows.shape[1] + 8) * 2.0**-50)  # more than the rounding errors
+    for tile, part in zip(rows.split(_TILE_ROWS), limits.split(_TILE_ROWS), strict=True):
+        distances = torch.addmm(squares, tile, rows.T, alpha=-2)
+        # One more than k, because one of them is the row itself.
+        part += distances.topk(k + 1, dim=1, largest=False).values[:, -1]
+    return limits.cpu().numpy()
+
+
 def _jobs(
-    samples: NDArray[np.int64], own: NDArray[np.int32], lists: NDArray[np.int32], limits: NDArray[np.float64], k: int
+    samples: NDArray[np.int64],
+    members: list[NDArray[np.intp]],
+    lists: NDArray[np.int32],
+    limits: NDArray[np.float64],
+    k: int,
 ) -> list[Job]:
-    """One per list that is probed. own: (N,) the list of each row. lists: (N, p) those to search for it."""
-    num_lists = int(max(own.max(), lists.max(initial=0))) + 1
-    members = _split(own, num_lists)
-    queries = [places // lists.shape[1] for places in _split(lists.ravel(), num_lists)]
-    probed = [number for number in range(num_lists) if len(members[number]) and len(queries[number])]
-    return [(samples[members[number]], samples[queries[number]], k, limits[queries[number]]) for number in probed]
-
-
-def _split(numbers: NDArray[np.int32], count: int) -> list[NDArray[np.intp]]:
-    """For each number below count where it stands, ascending."""
-    return np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers, minlength=count))[:-1])
+    """One per list that is searched. members: rows of each list. lists: (N, p) those to search for each row."""
+    queries = [places // lists.shape[1] for places in rows_by_label(lists.ravel(), len(members))]
+    return [
+        (samples[rows], samples[asking], k, limits[asking])
+        for rows, asking in zip(members, queries, strict=True)
+        if len(rows) and len(asking)
+    ]
 
 
 def _search_list(
     features: Features, members: NDArray[np.int64], queries: NDArray[np.int64], k: int, limits: NDArray[np.float64]
 ) -> Pairs:
     """The k nearest members of each query, except those beyond its limit."""
-    blocks = LocalFeatures(_blocks(queries, features.rows(queries)))
-    found = blocks.collect(search_block, Database(prepare(features.rows(members)), members), k, queries, limits)
+    database = Database(prepare(features.rows(members)), members)
+    found = gather(features, queries).collect(search_block, database, k, queries, limits)
     ids, distances = (np.concatenate(column) for column in zip(*found, strict=True))
     rows, columns = np.nonzero((ids >= 0) & (distances <= limits[:, None]))
     return queries[rows], ids[rows, columns], distances[rows, columns]
 
 
-def _merge(samples: NDArray[np.int64], found: Found, pairs: list[Pairs]) -> Found:
-    """The k nearest of what is known (N, k) and of further pairs."""
+def _nearest(samples: NDArray[np.int64], pairs: list[Pairs], k: int) -> Found:
+    """The k nearest (N, k) of all pairs, which hold at least k for each row."""
     queries, ids, distances = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    num_rows, k = found[0].shape
-    rows = np.concatenate([np.repeat(np.arange(num_rows), k), np.searchsorted(samples, queries)])
-    ids, distances = np.concatenate([found[0].ravel(), ids]), np.concatenate([found[1].ravel(), distances])
+    rows = np.searchsorted(samples, queries)
     order = np.lexsort((ids, distances, rows))
-    starts = np.searchsorted(rows[order], np.arange(num_rows))
+    starts = np.searchsorted(rows[order], np.arange(len(samples)))
     nearest = order[starts[:, None] + np.arange(k)]
     return ids[nearest], distances[nearest]
-
-
-def _blocks(samples: NDArray[np.int64], values: NDArray[np.float32]) -> list[Block]:
-    cuts = range(0, len(samples), _BLOCK_ROWS)
-    return [Block(samples[cut : cut + _BLOCK_ROWS], values[cut : cut + _BLOCK_ROWS]) for cut in cuts]
