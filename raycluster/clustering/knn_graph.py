@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.search.centroids import prepare
 from raycluster.clustering.search.nearest_rows import Database, Found, Queries, best, nearest_rows
-from raycluster.features.matrix import feature_stats
+from raycluster.features.matrix import feature_stats, sample_ids
 from raycluster.seeding import generator
 from raycluster.types import Block, Features, UserError
 
@@ -43,7 +43,7 @@ def check_neighbours(features: Features, k: int) -> None:
 
 def sorted_samples(features: Features) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     """All sample ids (N,), ascending, and the positions of these among the rows of the blocks in shard order."""
-    samples = np.concatenate(features.collect(_samples))
+    samples = sample_ids(features)
     order = np.argsort(samples)
     return samples[order], order
 
@@ -63,7 +63,3 @@ def search_block(
     """`nearest_rows` of a block. samples: all sample ids, ascending. limits: (N,) in their order."""
     own = np.searchsorted(samples, block.samples)
     return nearest_rows(Queries(block.values, block.samples, limits[own]), database, k)
-
-
-def _samples(block: Block) -> NDArray[np.int64]:
-    return block.samples

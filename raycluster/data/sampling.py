@@ -20,8 +20,7 @@ def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.ra
     """
     included = _included(labels)
     _, cluster, sizes = np.unique(labels[included], return_inverse=True, return_counts=True)
-    visits = np.full(len(sizes), num_rows // len(sizes))
-    visits[rng.permutation(len(sizes))[: num_rows % len(sizes)]] += 1
+    visits = _equal_shares(num_rows, len(sizes), rng)
     order = np.lexsort((rng.random(len(included)), cluster))
     rank = np.empty(len(included), np.int64)  # of each sample in a random order of its cluster
     rank[order] = np.arange(len(included)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -40,8 +39,7 @@ def uniform_within_groups(
     sum `num_rows`. Raises UserError if all are excluded.
     """
     present = np.unique(groups[_included(labels)])
-    shares = np.full(len(present), num_rows // len(present))
-    shares[rng.permutation(len(present))[: num_rows % len(present)]] += 1
+    shares = _equal_shares(num_rows, len(present), rng)
     counts = np.zeros(len(labels), np.int64)
     for group, share in zip(present, shares.tolist(), strict=True):
         counts += uniform_over_clusters(np.where(groups == group, labels, -1), share, rng)
@@ -83,6 +81,13 @@ def one_visit_each(labels: NDArray[np.integer], num_rows: int, rng: np.random.Ge
 def whole_batches(num_samples: int, global_batch: int) -> int:
     """The fewest rows that hold every sample and fill their last batch."""
     return -(-num_samples // global_batch) * global_batch
+
+
+def _equal_shares(num_rows: int, parts: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(parts,) shares of the rows that differ by at most one; which are larger is drawn."""
+    shares = np.full(parts, num_rows // parts)
+    shares[rng.permutation(parts)[: num_rows % parts]] += 1
+    return shares
 
 
 def _included(labels: NDArray[np.integer]) -> NDArray[np.int64]:

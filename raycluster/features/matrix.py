@@ -22,6 +22,7 @@ _CHUNK_ROWS = {"cpu": 2048, "cuda": 1 << 16}  # large enough to amortise kernel 
 # Threads that share one total: combining is cheap, and totals may be large.
 _THREADS_PER_TOTAL = 4
 _NUM_EXAMPLES = 5
+_BLOCK_ROWS = 1 << 11  # of gathered rows
 _MIN_MEMORY_BUDGET = 2 * 2**20
 
 
@@ -95,16 +96,35 @@ class LocalFeatures:
         starts = np.cumsum([0] + [len(block.samples) for block in self._blocks])
         rows = position if order is None else order[position]
         result = np.empty((len(rows), self.dim), np.float32)
-        for index, block in enumerate(self._blocks):
-            inside = np.flatnonzero((rows >= starts[index]) & (rows < starts[index + 1]))
-            for part in np.array_split(inside, -(-len(inside) // _CHUNK_ROWS["cpu"]) or 1):
-                result[part] = _floats(Block(block.samples, block.values[rows[part] - starts[index]])).values
+        inside = np.searchsorted(starts, rows, side="right") - 1
+        for index in np.unique(inside):
+            block, places = self._blocks[index], np.flatnonzero(inside == index)
+            for start in range(0, len(places), _CHUNK_ROWS["cpu"]):
+                part = places[start : start + _CHUNK_ROWS["cpu"]]
+                with np.errstate(over="ignore"):  # as in `_floats`
+                    result[part] = block.values[rows[part] - starts[index]]
         return result
 
     def merged_in_float32(self) -> bool:
         """Whether rows that differ become equal as float32. Digests every row of a type that float32 cannot hold."""
         wide = [block.values for block in self._blocks if not np.can_cast(block.values.dtype, np.float32)]
         return len(_distinct(wide)) > len(_distinct([values.astype(np.float32) for values in wide]))
+
+
+def sample_ids(features: Features) -> NDArray[np.int64]:
+    """(N,) the sample id of each row, in the order of the blocks."""
+    return np.concatenate(features.collect(_samples))
+
+
+def gather(features: Features, samples: NDArray[np.int64]) -> LocalFeatures:
+    """Some rows, in this process. samples: their ids, each once."""
+    values, cuts = features.rows(samples), range(_BLOCK_ROWS, len(samples), _BLOCK_ROWS)
+    return LocalFeatures([Block(*part) for part in zip(np.split(samples, cuts), np.split(values, cuts), strict=True)])
+
+
+def rows_by_label(labels: NDArray[np.integer], num_labels: int) -> list[NDArray[np.intp]]:
+    """For each label below `num_labels`, where it stands, ascending."""
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=num_labels))[:-1])
 
 
 class FeatureStats(NamedTuple):
@@ -184,6 +204,10 @@ def _distinct(matrices: list[NDArray[Any]]) -> set[bytes]:
     """Digests of the distinct rows; adding 0 makes -0.0 and 0.0 equal."""
     zeroed = (values + values.dtype.type(0) for values in matrices)
     return {blake2b(row.tobytes(), digest_size=16).digest() for values in zeroed for row in values}
+
+
+def _samples(block: Block) -> NDArray[np.int64]:
+    return block.samples
 
 
 def _split_block(block: Block) -> Iterator[Block]:

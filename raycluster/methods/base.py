@@ -91,3 +91,10 @@ class BaseMethod:
     def objective(self, assignments: Assignments | None) -> Objective:
         """What training minimises until the next reassignment. assignments: None before the first."""
         return CrossEntropy(None if assignments is None else tuple(one.weight for one in assignments.label_sets))
+
+
+def by_sample(num_samples: int, samples: NDArray[np.int64], labels: NDArray[np.integer]) -> NDArray[np.int32]:
+    """(N,) labels by sample id, -1 for samples without one. samples, labels: (n,)."""
+    found = np.full(num_samples, -1, np.int32)
+    found[samples] = labels
+    return found

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.config import settings
-from raycluster.methods.base import AssignmentContext
-from raycluster.methods.whitened import WhitenedClusters, by_sample
+from raycluster.methods.base import AssignmentContext, by_sample
+from raycluster.methods.whitened import WhitenedClusters
 from raycluster.types import Assignments, Features, LabelSet
 
 

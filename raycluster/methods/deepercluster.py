@@ -16,8 +16,8 @@ from raycluster.clustering.kmeans.hierarchical import fit_tree
 from raycluster.clustering.whitening import whiten
 from raycluster.config import settings
 from raycluster.data.sampling import uniform_over_clusters, uniform_within_groups
-from raycluster.methods.base import AssignmentContext
-from raycluster.methods.whitened import FeatureClustering, by_sample
+from raycluster.methods.base import AssignmentContext, by_sample
+from raycluster.methods.whitened import FeatureClustering
 from raycluster.models.heads import HierarchicalHeads
 from raycluster.training.hierarchical import CartesianCrossEntropy, HierarchicalCrossEntropy
 from raycluster.training.objective import CrossEntropy, Objective

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from raycluster.clustering.power_iteration import power_iteration_clustering
 from raycluster.config import settings
-from raycluster.methods.base import AssignmentContext
-from raycluster.methods.whitened import WhitenedClusters, by_sample
+from raycluster.methods.base import AssignmentContext, by_sample
+from raycluster.methods.whitened import WhitenedClusters
 from raycluster.types import Assignments, Features, LabelSet, UserError
 
 

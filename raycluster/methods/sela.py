@@ -18,7 +18,7 @@ from pydantic import Field
 from raycluster.clustering.kmeans.lloyd import kmeans
 from raycluster.clustering.sinkhorn.api import Sinkhorn, sinkhorn
 from raycluster.config import settings
-from raycluster.methods.base import AssignmentContext, BaseMethod
+from raycluster.methods.base import AssignmentContext, BaseMethod, by_sample
 from raycluster.seeding import generator, seed_for
 from raycluster.types import Assignments, FeatureRequest, Features, LabelSet, UserError
 
@@ -127,8 +127,7 @@ class Method(BaseMethod):
         found = (self._transport if self.labels == "sinkhorn" else self._kmeans)(features, context, chosen)
         label_sets = dict(enumerate(() if previous is None else previous.label_sets))
         for head, row in zip(chosen, found.labels, strict=True):
-            labels = np.full(context.num_samples, -1, np.int32)
-            labels[found.samples] = row
+            labels = by_sample(context.num_samples, found.samples, row)
             label_sets[head] = LabelSet(labels, self.requested_clusters()[head])
         state: dict[str, Any] = {**({} if previous is None else previous.state), **found.state}
         state["turn"] = np.array((turn + 1) % self.num_heads)  # the head to reassign next, where it is one at a time

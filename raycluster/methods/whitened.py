@@ -67,10 +67,3 @@ class WhitenedClusters(FeatureClustering):
         if self.head == "two_layers":
             return TwoLayerHeads(width, sizes, seed)
         return Heads(width, sizes, seed, relu=self.head == "linear")
-
-
-def by_sample(num_samples: int, samples: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(N,) labels by sample id, -1 for samples without one. samples, labels: (n,)."""
-    found = np.full(num_samples, -1, np.int32)
-    found[samples] = labels
-    return found

@@ -15,13 +15,14 @@ from raycluster.evaluation.metrics.agreement import mutual_information
 from raycluster.events import Event, Progress
 from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
 from raycluster.features.interruptible import Interruptible
+from raycluster.features.matrix import sample_ids
 from raycluster.io.run_paths import RunPaths
 from raycluster.methods.base import AssignmentContext
 from raycluster.run.directory import write_skipped
 from raycluster.run.state import Run, State
 from raycluster.runtime.workers import FeatureBlocksLost
 from raycluster.seeding import seed_for
-from raycluster.types import Assignments, Block, FeatureRequest, LabelSet, UserError
+from raycluster.types import Assignments, FeatureRequest, LabelSet, UserError
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,8 @@ def _assign(run: Run, state: State, version: str) -> tuple[Assignments, list[int
     metrics = {**found.metrics, **describe(found, state.assignments, run.dataset.labels)}
     absent = ~found.included if found.drawn is None else found.drawn & ~found.included
     if features is not None and absent.any():  # a method may also leave out samples that have features
-        absent[np.concatenate(features.collect(_samples))] = False
+        absent[sample_ids(features)] = False
     return replace(found, metrics=metrics), np.flatnonzero(absent).tolist()
-
-
-def _samples(block: Block) -> NDArray[np.int64]:
-    return block.samples
 
 
 def describe(found: Assignments, previous: Assignments | None, truth: NDArray[np.int32] | None) -> dict[str, float]:

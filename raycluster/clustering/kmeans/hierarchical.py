@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from raycluster.clustering.kmeans.init import digest_rows, too_few
 from raycluster.clustering.kmeans.lloyd import kmeans
-from raycluster.features.matrix import LocalFeatures
+from raycluster.features.matrix import gather, rows_by_label
 from raycluster.features.selected import SelectedRows
 from raycluster.seeding import seed_for
-from raycluster.types import Block, Features, UserError
+from raycluster.types import Features, UserError
 
 Shares = Literal["rows", "equal"]
 
@@ -55,7 +55,7 @@ def fit_tree(
     first = kmeans(features, sizes[0], seed=seed, **options)
     tree = Tree(first.samples, [first.labels], [first.centroids], [np.zeros(sizes[0], np.int64)])
     for level, size in enumerate(sizes[1:], 1):
-        members = _members(tree)
+        members = rows_by_label(tree.labels[-1], len(tree.centroids[-1]))
         allotted = (
             _shares(features, tree.samples, members, size)
             if shares == "rows"
@@ -63,12 +63,6 @@ def fit_tree(
         )
         _divide(features, tree, members, allotted, seed_for(seed, "kmeans tree", level), options)
     return tree
-
-
-def _members(tree: Tree) -> list[NDArray[np.intp]]:
-    """The rows of each cluster of the last level, ascending."""
-    labels, groups = tree.labels[-1], len(tree.centroids[-1])
-    return np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=groups))[:-1])
 
 
 def _divide(
@@ -107,9 +101,7 @@ def _cluster(
     features: Features, samples: NDArray[np.int64], num_clusters: int, seed: int, options: Mapping[str, Any]
 ) -> _Clusters:
     """Labels and centroids of some rows, gathered here; samples ascending."""
-    values, cuts = features.rows(samples), range(0, len(samples), _BLOCK_ROWS)
-    blocks = [Block(samples[cut : cut + _BLOCK_ROWS], values[cut : cut + _BLOCK_ROWS]) for cut in cuts]
-    return _clusters(LocalFeatures(blocks), num_clusters, seed, options)
+    return _clusters(gather(features, samples), num_clusters, seed, options)
 
 
 def _clusters(features: Features, num_clusters: int, seed: int, options: Mapping[str, Any]) -> _Clusters:
