@@ -66,7 +66,9 @@ def wanted() -> dict[int, str]:
     return {k: digest(kmeans(features, k, seed=2, iterations=8)) for k in (5, 40)}
 
 
-@pytest.mark.parametrize("num_actors", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "num_actors", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_bitwise_identical_for_any_blocks_and_after_a_death(
     pool_actors: list[ActorHandle], wanted: dict[int, str], num_actors: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,27 @@ def test_bitwise_identical_for_any_number_of_workers(
     text = fit(config)
     assert "pre-trained" in text and str(tmp_path) in text
     assert_same(state(config), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method={name: deepercluster, num_super_clusters: 2, num_clusters: 20}"],
+        ["method={name: pic, pca_dim: 8}"],
+        ["method={name: pic, pca_dim: 8, search: approximate, singletons: discard}"],
+        ["method.num_clusters=100", "training.partial_softmax=40"],
+    ],
+    ids=["deepercluster", "pic", "pic, approximate", "partial softmax"],
+)
+def test_every_method_is_bitwise_identical(
+    ray_cluster: None, tiny: Tiny, tmp_path: Path, overrides: list[str], workers: int
+) -> None:
+    alone, together = (tiny(tmp_path / name, *overrides) for name in ("alone", "together"))
+    list(pretrain(alone, LocalWorkers()))
+    fit(replace(together, run=replace(together.run, workers=workers, actors=2)))
+    assert_same(state(together), state(alone))
 
 
 @pytest.mark.slow

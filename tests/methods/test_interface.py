@@ -138,7 +138,8 @@ def test_a_view_that_is_missing_is_named(tiny: Callable[..., Config], tmp_path: 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_changes_nothing(
     ray_cluster: None, finished: Config, signs: Signs, tmp_path: Path, workers: int
 ) -> None:

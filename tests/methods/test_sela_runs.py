@@ -160,6 +160,7 @@ def test_views_that_are_always_the_same_cannot_be_averaged(tmp_path: Path) -> No
         validate_and_initialize(sela(tmp_path, "method.views_averaged=2"))
 
 
+@pytest.mark.slow
 def test_smoke_configuration_improves_on_the_untrained_network(tmp_path: Path) -> None:
     config = load(Config, ROOT / "configs/smoke/sela.yaml", [f"run.dir={tmp_path}"])
     *_, last = pretrain(config, LocalWorkers())

@@ -214,8 +214,11 @@ SUBSETS = ["training.images_per_round=600"]
     "overrides",
     [
         ["method.num_clusters=10"],
-        ["method={name: sela, num_clusters: 10, num_heads: 2, schedule: epochs, reassign: one, features: online}"],
-        ["method={name: rotnet}"],
+        pytest.param(
+            ["method={name: sela, num_clusters: 10, num_heads: 2, schedule: epochs, reassign: one, features: online}"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["method={name: rotnet}"], marks=pytest.mark.slow),
     ],
     ids=["deepcluster", "sela", "rotnet"],
 )
