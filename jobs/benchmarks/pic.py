@@ -51,7 +51,7 @@ def run(before: str = "", rows: int = 100_000, dim: int = 256, probes: str = "",
     of rows, 0 for all. dim: of the mixture. probes: of further approximate searches, separated by commas; `8/100` are 8
     probes of 100 lists. CPU seconds are robust to other load on the machine.
     """
-    values, truth = (_load(before, rows), None) if before else _mixture(rows, dim, seed)
+    values, truth = (load_rows(before, rows), None) if before else mixture(rows, dim, seed)
     knn(values[:4096], _NEIGHBOURS)  # compiles the kernel
     searches: dict[str, Callable[[], Any]] = {
         "raycluster, exact": lambda: knn(values, _NEIGHBOURS),
@@ -71,11 +71,12 @@ def run(before: str = "", rows: int = 100_000, dim: int = 256, probes: str = "",
 
 
 def _measured(name: str, search: Callable[[], Any], cluster: Callable[[Any], Labels]) -> tuple[Timed, Timed]:
-    graph = _timed(f"{name}, graph", search)
-    return graph, _timed(f"{name}, clusters", lambda: cluster(graph.value))
+    graph = timed(f"{name}, graph", search)
+    return graph, timed(f"{name}, clusters", lambda: cluster(graph.value))
 
 
-def _timed(name: str, function: Callable[[], Any]) -> Timed:
+def timed(name: str, function: Callable[[], Any]) -> Timed:
+    """Call a function, and print how long it took."""
     began, cpu = time.perf_counter(), time.process_time()
     value = function()
     result = Timed(value, time.perf_counter() - began, time.process_time() - cpu)
@@ -104,12 +105,13 @@ def _ours(graph: Any) -> Labels:
     return cluster_graph(samples, graph.indices, graph.distances, sigma=_SIGMA, **options).labels
 
 
-def _load(uri: str, rows: int) -> Rows:
+def load_rows(uri: str, rows: int) -> Rows:
+    """The first rows of .npy embeddings, 0 for all."""
     values: Rows = np.load(io.BytesIO(storage.read_bytes(uri)))
     return np.ascontiguousarray(values[: rows or None], np.float32)
 
 
-def _mixture(rows: int, dim: int, seed: int) -> tuple[Rows, Labels]:
+def mixture(rows: int, dim: int, seed: int) -> tuple[Rows, Labels]:
     """Unit rows around N / 100 centres, spread by a normal of 8 dimensions of its own each, and noise in all."""
     rng = np.random.default_rng(seed)
     count = max(1, rows // 100)
