@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Tiny = Callable[..., Config]
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 480  # a release of Ray that lacks a private name may need minutes after a lost node
 EPOCHS = 10_000  # more than the test lasts
 STOPPED = 130  # the exit code of a job that was asked to stop
 HEAD_TYPE = "ray.head.default"  # the name that the provider expects
