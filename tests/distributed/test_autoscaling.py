@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Tiny = Callable[..., Config]
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_SECONDS = 480  # a release of Ray that lacks a private name may need minutes after a lost node
+PATIENCE_SECONDS = 240
 EPOCHS = 10_000  # more than the test lasts
 STOPPED = 130  # the exit code of a job that was asked to stop
 HEAD_TYPE = "ray.head.default"  # the name that the provider expects
@@ -198,7 +198,8 @@ def test_grows_with_nodes_survives_a_loss_and_releases_them(
         cluster.allow(2)
         reach("another comes", lambda: len(cluster.nodes()) == 2)
         reach("both train", lambda: trains(2))
-        told = len(status().lost)
+        began, told = status().round, len(status().lost)
+        reach("they have finished a round", lambda: status().round > began)  # the restart is recovered from
         os.kill(cluster.nodes()[0].pid, signal.SIGKILL)
         reach("its loss is told", lambda: len(status().lost) > told)
         reach("another takes its place", lambda: len(cluster.nodes()) == 2)
