@@ -24,7 +24,7 @@ from tests.training.partition import settings
 def test_copies_are_rotated_anticlockwise_and_only_the_upright_one_keeps_its_labels() -> None:
     images = torch.randint(256, (2, 5, 5, 3), dtype=torch.uint8)
     labels, weights = torch.tensor([[7, -1], [3, -1]]), torch.tensor([1.0, 0.0])
-    (copies,), targets, shares, _ = rotate_batch(Batch((images,), labels, weights))
+    (copies,), targets, shares, *_ = rotate_batch(Batch((images,), labels, weights))
     for row in range(2):
         for turns in range(4):
             assert np.array_equal(copies[4 * row + turns], np.rot90(images[row], turns))
