@@ -22,6 +22,7 @@ _JPEG_SCALES = (2, 4, 8)  # divisors of width and height at which a JPEG decodes
 _JPEG_GAP = (
     2  # factor left to the antialiasing filter, as in Image.thumbnail; at 1, edges lose 1 to 4 % of their contrast
 )
+_MARKER, _START_OF_SCAN = 0xFF, 0xDA
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_MARKS = (b"Exif\0\0", b"http://ns.adobe.com/xap")
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
@@ -149,13 +150,24 @@ def _plain_jpeg(data: bytes) -> Jpeg | None:
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
-        marked = any(mark in data for mark in _ORIENTATION_MARKS)
-        if marked and _orientation(JpegImageFile(io.BytesIO(data))) is not None:
+        if _may_be_rotated(data) and _orientation(JpegImageFile(io.BytesIO(data))) is not None:
             return None
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except Exception:  # damaged bytes raise almost any exception; Pillow names the defect
         return None
     return Jpeg(data, (width, height)) if colours in ("YCbCr", "Gray", "RGB") else None
+
+
+def _may_be_rotated(data: bytes) -> bool:
+    """Whether a segment before the pixels holds metadata that may name an orientation, or segments are irregular."""
+    at = 2
+    while data[at] == _MARKER:
+        if data[at + 1] == _START_OF_SCAN:
+            return False
+        if data.startswith(_ORIENTATION_MARKS, at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def _plugin(data: bytes) -> Callable[[io.BytesIO], Image.Image]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import Annotated
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
@@ -18,14 +17,13 @@ from PIL.Image import Resampling
 from pydantic import Field
 
 from raycluster.config import settings
+from raycluster.data.antialias import resize
 from raycluster.data.decode import Box, BrokenImage, DecodableImage, Jpeg, rgb, set_jpeg_scale
 from raycluster.data.gradients import sobel
 from raycluster.types import ImageArray, UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
-
-cv2.setNumThreads(0)  # tasks run in parallel already
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # at a random resized crop, as in torchvision
@@ -226,18 +224,13 @@ def _between(low: float, high: float, share: float) -> float:
 def _cropped(image: DecodableImage, view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
     if view.crop_scale is None:
         return _pixels(_placed(image, view, draws))
-    box = set_jpeg_scale(image, random_box(*image.size, view, draws), (view.size, view.size))
-    left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
-    if isinstance(image, Jpeg):
-        part = image.pixels()[top:bottom, left:right]
-    else:
-        part = np.asarray(rgb(image))[top:bottom, left:right]
-    side = view.size, view.size
-    if max(part.shape[:2]) > view.size:
-        inner = box[0] - left, box[1] - top, box[2] - left, box[3] - top
-        return _pixels(Image.fromarray(part).resize(side, Resampling.BILINEAR, inner))
-    # An enlarged crop needs no antialiasing, and OpenCV takes a fifth of Pillow's time.
-    return np.asarray(cv2.resize(part, side, interpolation=cv2.INTER_LINEAR), np.uint8)
+    box, side = random_box(*image.size, view, draws), (view.size, view.size)
+    inner = set_jpeg_scale(image, box, side)
+    if inner != box:  # its edges lie between pixels
+        return _pixels(rgb(image).resize(side, Resampling.BILINEAR, inner))
+    left, top, right, bottom = map(int, box)
+    pixels = image.pixels() if isinstance(image, Jpeg) else np.asarray(rgb(image))
+    return resize(pixels[top:bottom, left:right], view.size)
 
 
 def _placed(image: DecodableImage, view: View, draws: Iterator[float]) -> Image.Image:

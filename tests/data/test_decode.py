@@ -124,6 +124,15 @@ def test_too_many_pixels_are_refused(kind: str, draw, encode) -> None:
     assert decode(encode(draw(), kind), max_pixels=64 * 48).shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize("before", [b"", b"\xff\xfe\x00\x06note", b"\xff" * 3], ids=["nothing", "comment", "padding"])
+def test_the_orientation_is_found_in_any_segment(before: bytes, draw, encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(draw(20, 30), exif=exif)
+    data = data[:2] + before + data[2:]
+    assert decode(data, max_pixels=LARGE).shape == (30, 20, 3)
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_jpegs_with_too_many_pixels_are_decoded_at_half_size(orientation: int, draw, encode) -> None:
     exif = Image.Exif()

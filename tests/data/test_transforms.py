@@ -64,10 +64,11 @@ def test_the_whole_image_scaled_is_what_torchvision_makes(draw) -> None:
         ours = apply(image, View(size=size, crop_scale=(1, 1), crop_ratio=(1, 1)), np.random.default_rng(0))
         if side > size:
             theirs = np.asarray(functional.resize(image, [size, size]))
+            assert np.abs(ours.astype(int) - theirs).mean() < 1
         else:  # plain bilinear interpolation
             tensor = functional.pil_to_tensor(image)
             theirs = functional.resize(tensor, [size, size], antialias=False).permute(1, 2, 0).numpy()
-        assert np.abs(ours.astype(int) - theirs).max() <= (side < size)
+            assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def textured(height: int, width: int) -> Image.Image:
@@ -91,10 +92,11 @@ def test_a_crop_that_shrinks_is_antialiased(factor: float) -> None:
     view = View(size=round(300 / factor), crop_scale=(0.9, 1))
     for seed in range(3):
         box = random_box(300, 300, view, iter(np.random.default_rng(seed).random(32).tolist()))
-        expected = image.crop(box).resize((view.size, view.size), Image.Resampling.BILINEAR)
+        expected = np.asarray(image.crop(box).resize((view.size, view.size), Image.Resampling.BILINEAR))
         seen = apply(image, view, np.random.default_rng(seed))
         assert max(box[2] - box[0], box[3] - box[1]) > view.size
-        assert (seen == np.asarray(expected)).all()
+        assert edge_strength(seen) == pytest.approx(edge_strength(expected), rel=0.01)
+        assert np.abs(seen.astype(int) - expected).mean() < 1
 
 
 @pytest.mark.parametrize("size", [56, 100])
