@@ -13,6 +13,7 @@
     python jobs/benchmark.py guarantees [data=URI] [checkpoint_seconds=5]
     python jobs/benchmark.py scale [model=alexnet] [size=224] [global_batch=4096] [gigabits=10]
     python jobs/benchmark.py sinkhorn [features=DIR/before.npy] [sizes=100000x3000,50000x1000] [budget_seconds=300]
+    python jobs/benchmark.py quality data=CIFAR out=DIR configs=rotnet_cifar10,sela_cifar10 [seeds=3] [processes=2]
     python jobs/benchmark.py heads data=CIFAR [heads=1,4] [images=10000] [epochs=6] [seeds=3]
     python jobs/benchmark.py online_features data=CIFAR [images=10000] [epochs=6]
     python jobs/benchmark.py imbalance data=CIFAR [images=10000] [epochs=6]
