@@ -12,9 +12,10 @@ cv2.setNumThreads(0)  # tasks run in parallel already
 def resize(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """(h, w, 3) -> (side, side, 3) by bilinear interpolation; an axis that shrinks is smoothed first."""
     across, down = _smoothing(pixels.shape[1] / side), _smoothing(pixels.shape[0] / side)
+    smooth: cv2.typing.MatLike = pixels
     if len(across) > 1 or len(down) > 1:
-        pixels = cv2.sepFilter2D(pixels, -1, across, down, borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
+        smooth = cv2.sepFilter2D(pixels, -1, across, down, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(smooth, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _smoothing(factor: float) -> NDArray[np.float64]:

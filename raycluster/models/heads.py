@@ -40,9 +40,7 @@ class Heads(nn.Module):
     def undo_mean(self) -> None:
         """Multiply the gradients of the averaged heads by their number, as if each head were alone."""
         if self.averaged > 1:
-            for parameter in self.linear[: self.averaged].parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.averaged)
+            _scale_gradients(self.linear[: self.averaged], self.averaged)
 
     def arrays(self) -> list[Head]:
         """Copies of weight (size, num_features) and bias (size,) of each head."""
@@ -72,6 +70,10 @@ class HierarchicalHeads(Heads):
         scores = [layer(part) for layer, part in zip(inner, parts, strict=True)]
         return [first(activations), _cat_padded(scores)[order.argsort()]]
 
+    def undo_mean(self) -> None:
+        """Multiply the gradients of the heads inside super-classes by S, since each has the S-th part of the rows."""
+        _scale_gradients(self.linear[1:], len(self.linear) - 1)
+
 
 class TwoLayerHeads(nn.Module):
     """`Heads` on a fully connected layer of the same width, which they share: ReLU, linear, ReLU, linear."""
@@ -85,6 +87,12 @@ class TwoLayerHeads(nn.Module):
     def forward(self, features: Tensor) -> list[Tensor]:
         """(n, num_features) before their ReLU -> one (n, size) per head."""
         return self.heads(self.hidden(features.relu()))
+
+
+def _scale_gradients(heads: nn.ModuleList, factor: int) -> None:
+    for parameter in heads.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
 
 
 def _some_classes(layer: Any, activations: Tensor, chosen: Sequence[Tensor]) -> Tensor:
