@@ -125,14 +125,15 @@ class Chunk:
     crops: Crops | None = None
 
 
-ImageArray = NDArray[np.uint8] | NDArray[np.float16]
-"""Views of images: RGB (..., 3) uint8, or Sobel gradients (..., 2) float16."""
+ImageArray = NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+"""Views of images: RGB (..., 3) uint8, or Sobel gradients (..., 2) float16; or boxes in them, (..., 4) float32."""
 
 
 class ImageBlock(NamedTuple):
     """Decoded rows of one chunk, in order.
 
-    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB, or (n, height, width, 2) float16 Sobel gradients.
+    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB, or (n, height, width, 2) float16 Sobel gradients; or
+    (n, 4) float32 boxes.
     errors: (n,) str, "" for a decoded image, else the reason (the values are then zero). extra_views: the same rows in
     further views, each of such a shape.
     """
