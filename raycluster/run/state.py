@@ -42,7 +42,7 @@ from raycluster.seeding import generator, seed_for
 from raycluster.training.config import TrainingSettings
 from raycluster.training.memory import check_head_memory
 from raycluster.training.objective import Objective
-from raycluster.training.optimiser import Optimisers
+from raycluster.training.optimiser import Optimisers, layer_names
 from raycluster.training.partial_softmax import with_partial_softmax
 from raycluster.training.rotation import with_rotation
 from raycluster.training.step import Network
@@ -236,10 +236,20 @@ def check_network(config: Config, *, resumes: bool = False) -> None:
     if config.model.weights and not resumes:
         load_weights(backbone, config.model.weights)
     _check_layer(config.model.name, backbone, "evaluation.layer", config.evaluation.layer)
+    _check_exceptions(config, layer_names(backbone))
     if request and request.run is None:
         _check_layer(config.model.name, backbone, "method.layer", request.layer)
     elif request and request.run and not resumes:
         _check_layer(request.run, _finished_backbone(request.run), "method.layer", request.layer)
+
+
+def _check_exceptions(config: Config, known: list[str]) -> None:
+    for name in config.training.layers:
+        if name not in known:
+            raise UserError(
+                f"training.layers: seen {name}; wanted some of {', '.join(known)}, those of {config.model.name}"
+                + did_you_mean(name, known)
+            )
 
 
 def _finished_backbone(run_dir: str) -> Backbone:
