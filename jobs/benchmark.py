@@ -10,6 +10,7 @@
     python jobs/benchmark.py pic [before=DIR/before.npy] [rows=100000] [probes=8,32]
     python jobs/benchmark.py reassignment [before=DIR/before.npy] [rows=50000] [clusters=1000]
     python jobs/benchmark.py partial_softmax [clusters=100000] [chosen=1000,10000]
+    python jobs/benchmark.py patches [side=96] [size=32]
     python jobs/benchmark.py gpu [rows=1280000] [clusters=10000,80000]
     python jobs/benchmark.py guarantees [data=URI] [checkpoint_seconds=5]
     python jobs/benchmark.py scale [model=alexnet] [size=224] [global_batch=4096] [gigabits=10]

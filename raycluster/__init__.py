@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Imported on first use: tasks that only decode images must not import torch.
 _PUBLIC = {
+    "agglomerative": "raycluster.api",
     "fit": "raycluster.distributed.train.trainer",
     "kmeans": "raycluster.api",
     "kmeans_tree": "raycluster.api",
@@ -25,6 +26,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "agglomerative",
     "fit",
     "kmeans",
     "kmeans_tree",

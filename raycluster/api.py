@@ -1,4 +1,4 @@
-"""Public functions on any embeddings: k-means, trees, balanced assignment, whitening, neighbours, power iteration."""
+"""Public functions on any embeddings: k-means, balanced assignment, whitening, neighbours, clusters of any number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.clustering import agglomerative as hierarchy
 from raycluster.clustering import power_iteration, whitening
+from raycluster.clustering.agglomerative import MAX_PAIRS, AgglomerativeClustering, LinkageName
 from raycluster.clustering.approximate_knn import Search, find_neighbours
 from raycluster.clustering.kmeans import lloyd
 from raycluster.clustering.kmeans.hierarchical import Shares, Tree, fit_tree
@@ -219,6 +221,36 @@ def power_iteration_clustering(
             search=search,
             seed=_whole("seed", seed),
         )
+
+
+def agglomerative(
+    x: Any,
+    threshold: float = 1.25,
+    linkage: LinkageName = "complete",
+    max_size: int = 7,
+    *,
+    max_pairs: int = MAX_PAIRS,
+    column: str | None = None,
+) -> AgglomerativeClustering:
+    """Merge the two nearest clusters of N rows, at first one each, until all are further apart than the threshold.
+
+    x: as in `kmeans`. threshold: Euclidean distance, in units of x, may be infinite. linkage: the distance of two
+    clusters: the largest (`complete`), mean (`average`) or smallest (`single`) distance of a row of one and a row of
+    the other, or that of `ward`: sqrt(2 a b / (a + b)) |m - n| for clusters of a and b rows with means m and n. With
+    `complete` no two rows of a cluster are further apart than the threshold. max_size: clusters of 2 to max_size rows
+    are marked as `kept`; the others are labelled as well. max_pairs: of rows within the threshold, which the process
+    that calls holds at about 80 bytes each; `average` and `ward` need there the rows that have one within it, too.
+
+    The clusters are those of scipy's `fcluster(linkage(x, method), threshold, "distance")`, where distances differ by
+    more than rounding. Of equal distances the pair of clusters with the lowest row numbers is merged first, by the
+    lower of the two clusters' lowest rows, then the other; scipy's order among equals is its own.
+
+    Returns an `AgglomerativeClustering`. Raises UserError if values are NaN or infinite (their rows are listed), if
+    there are more than max_pairs, or an argument does not fit.
+    """
+    options: dict[str, Any] = {"max_size": _whole("max_size", max_size), "max_pairs": _whole("max_pairs", max_pairs)}
+    with _opened(x, column) as features:
+        return hierarchy.agglomerative(features, threshold=threshold, linkage=linkage, **options)
 
 
 @contextmanager

@@ -125,14 +125,15 @@ class Chunk:
     crops: Crops | None = None
 
 
-ImageArray = NDArray[np.uint8] | NDArray[np.float16]
-"""Views of images: RGB (..., 3) uint8, or Sobel gradients (..., 2) float16."""
+ImageArray = NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+"""Views of images: RGB (..., 3) uint8, or Sobel gradients (..., 2) float16; or boxes in them, (..., 4) float32."""
 
 
 class ImageBlock(NamedTuple):
     """Decoded rows of one chunk, in order.
 
-    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB, or (n, height, width, 2) float16 Sobel gradients.
+    samples: (n,) int64. images: (n, height, width, 3) uint8 RGB, or (n, height, width, 2) float16 Sobel gradients; or
+    (n, 4) float32 boxes.
     errors: (n,) str, "" for a decoded image, else the reason (the values are then zero). extra_views: the same rows in
     further views, each of such a shape.
     """
@@ -153,11 +154,13 @@ Loader = Callable[[Chunk], Iterable[ImageBlock]]
 class FeatureRequest:
     """The features from which a method assigns labels.
 
-    layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
-    `activations` (after the ReLU: the input of the heads). view: the section of `views` that is applied, `eval` or
-    `train`. visits: number of views per image, whose features are averaged. online: use the activations of the latest
-    visit in training where there was one. training: extract in training mode: batch norm by the statistics of
-    `training.microbatch` images, and dropout.
+    layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average),
+    `activations` (after the ReLU: the input of the heads), `quadrants` (the maps of all layers up to this one before
+    their ReLU, each max-pooled to 2 x 2), or `seed_boxes` (4 columns, of no network: see `data.seed_boxes`). view: the
+    section of `views` that is applied, `eval` or `train`. visits: number of views per image, whose features are
+    averaged. online: use the activations of the latest visit in training where there was one. training: extract in
+    training mode: batch norm by the statistics of `training.microbatch` images, and dropout. run: directory of a
+    finished run on the same images whose network is used, None for the network in training.
     """
 
     layer: str | None = None
@@ -166,6 +169,7 @@ class FeatureRequest:
     visits: int = 1
     online: bool = False
     training: bool = False
+    run: str | None = None
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -191,7 +195,8 @@ class Assignments:
 
     label_sets: any number of labellings, none where the labels do not depend on the sample. metrics: of the
     clustering. state: arrays that a method keeps for its next call (centroids, scalings). drawn: (N,) bool, the
-    samples that this round draws from the pool; None for all.
+    samples that this round draws from the pool; None for all. crops: where the samples lie in their images while the
+    network is trained on these labels; None where they always do.
     """
 
     num_samples: int
@@ -199,6 +204,7 @@ class Assignments:
     metrics: dict[str, float] = field(default_factory=dict)
     state: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     drawn: NDArray[np.bool_] | None = None
+    crops: Crops | None = None
 
     @property
     def labels(self) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raycluster.data.class_order import MAX_WINDOW_SHARDS
 from raycluster.data.loader import load_chunk
 from raycluster.data.manifest import DataSettings, Manifest, build_manifest, read_manifest, write_manifest
+from raycluster.data.seed_boxes import SeedBox
 from raycluster.data.transforms import View
 from raycluster.io import storage
 from raycluster.runtime.workers import Collectives
@@ -70,8 +71,8 @@ class ImageDataset:
             return list(chunks)
         return [replace(chunk, crops=self.crops[chunk.samples]) for chunk in chunks]
 
-    def loader(self, view: View, *extra_views: View, microbatch: int = 1) -> Loader:
-        """Reads chunks in one or several views."""
+    def loader(self, view: View | SeedBox, *extra_views: View, microbatch: int = 1) -> Loader:
+        """Reads chunks in one or several views, or the boxes of seeds."""
         return partial(
             load_chunk,
             manifest_uri=self.uri,

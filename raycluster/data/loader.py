@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raycluster.data.decode import BrokenImage, DecodableImage, opened, rgb
+from raycluster.data.decode import BrokenImage, opened
 from raycluster.data.image_cache import ImageCache, Pixels
 from raycluster.data.manifest import DataSettings, read_entries
 from raycluster.data.reader import contents
-from raycluster.data.transforms import View, apply
+from raycluster.data.seed_boxes import SeedBox
+from raycluster.data.transforms import View
 from raycluster.seeding import generator, reseeded_generator
 from raycluster.types import Chunk, ChunkFailed, ImageArray, ImageBlock, UserError
 
 BLOCK_BYTES = 4 << 20  # of pixels: large enough to move cheaply, small enough to start soon
 
 
-def rows_within(num_bytes: int, view: View, microbatch: int) -> int:
+def rows_within(num_bytes: int, view: View | SeedBox, microbatch: int) -> int:
     """Rows of a view that fit into so many bytes: whole microbatches, at least one."""
     return max(1, num_bytes // view.blank(1).nbytes // microbatch) * microbatch
 
@@ -28,7 +28,7 @@ def rows_within(num_bytes: int, view: View, microbatch: int) -> int:
 def load_chunk(
     chunk: Chunk,
     manifest_uri: str,
-    view: View,
+    view: View | SeedBox,
     *,
     seed: int,
     settings: DataSettings,
@@ -72,7 +72,7 @@ class _Renderer:
     """Decodes and augments the rows of a chunk in each view."""
 
     chunk: Chunk
-    views: tuple[View, ...]
+    views: tuple[View | SeedBox, ...]
     seed: int
     max_pixels: int
 
@@ -98,19 +98,9 @@ class _Renderer:
         sample, repeat = int(self.chunk.samples[row]), int(self.chunk.repeats[row])
         for number, view in enumerate(self.views):
             image = opened(content, max_pixels=self.max_pixels) if isinstance(content, bytes) else content
-            if self.chunk.crops is not None:
-                image = _crop(image, self.chunk.crops.boxes[row])
+            box = None if self.chunk.crops is None else self.chunk.crops.boxes[row]
             further = [number] if number else []
             work = (self.chunk.epoch, sample, repeat, *further)
             rng = reseeded_generator(self.seed, "augment", *work) if view.is_random else None
             crop_rng = generator(self.seed, "fixed crop", sample, *further) if view.fixed_crop else None
-            yield apply(image, view, rng, crop_rng)
-
-
-def _crop(image: DecodableImage | NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The rectangle of an image, at least one pixel. box: edges as fractions."""
-    pixels = image if isinstance(image, np.ndarray) else np.asarray(rgb(image))
-    height, width = pixels.shape[:2]
-    left, top, right, bottom = np.rint(box * (width, height, width, height)).astype(int).tolist()
-    left, top = min(left, width - 1), min(top, height - 1)
-    return pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
+            yield view.render(image, rng, crop_rng, box)

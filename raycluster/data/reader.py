@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
 
 from raycluster.data.decode import BrokenImage
-from raycluster.data.sources import digits, parquet, zip_archive
+from raycluster.data.sources import digits, parquet, stl10, zip_archive
 from raycluster.data.sources.base import extension
 from raycluster.io import storage
 from raycluster.types import UserError
@@ -165,10 +165,11 @@ class _Files:
 
     def _bytes(self, uri: str, offset: int, size: int) -> bytes:
         file = self._file(uri)
-        if extension(storage.without_options(uri)[0]) == zip_archive.EXTENSION:
+        kind = extension(storage.without_options(uri)[0])
+        if kind == zip_archive.EXTENSION:
             return zip_archive.read_member(file.read_at, offset, size, _MAX_IMAGE_BYTES)
         content: bytes = file.read_at(size, offset)
-        return content
+        return stl10.as_png(content) if kind == stl10.EXTENSION else content
 
     def _file(self, uri: str) -> Any:
         with self._lock:

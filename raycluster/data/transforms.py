@@ -6,7 +6,7 @@ The distributions are those of torchvision's RandomResizedCrop, RandomCrop, Cent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import permutations
 from typing import Annotated
 
@@ -19,8 +19,10 @@ from pydantic import Field
 
 from raycluster.config import settings
 from raycluster.data.antialias import resize
+from raycluster.data.colour import ChangeHSV, change_hsv, jitter, scale_components
 from raycluster.data.decode import Box, BrokenImage, DecodableImage, Jpeg, rgb, set_jpeg_scale
 from raycluster.data.gradients import sobel
+from raycluster.data.patches import Factor, Patch, central_box, cut_patch
 from raycluster.types import ImageArray, UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,7 +30,7 @@ Strength = Annotated[float, Field(ge=0)]
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # at a random resized crop, as in torchvision
-_DRAWS = 2 * _ATTEMPTS + 12  # at least as many as one view consumes
+_DRAWS = 2 * _ATTEMPTS + 24  # at least as many as one view consumes
 _MAX_RESIZED = 2**26  # pixels of an image that is scaled before it is padded
 _ORDERS = list(permutations(range(4)))
 
@@ -40,11 +42,14 @@ class View:
     size: side of the result in pixels, at most 2048. resize: length to which the short side is scaled first, 0 for
     none; an image smaller than the crop is always scaled up to it. crop_scale, crop_ratio: ranges of the area (as a
     share of the image) and of width / height (default 3/4 to 4/3) of a random crop. padding: black pixels added on each
-    side before a random crop of `size`. fixed_crop: the random crop of an image is the same in every visit. flip,
+    side before a random crop of `size`. patch: a random, scaled and rotated square near the box of a sample, or near
+    the centre, instead of a crop. fixed_crop: the random crop of an image is the same in every visit. flip,
     vertical_flip: probabilities of a horizontal and of a vertical flip. brightness, contrast, saturation: x for
     factors from 1 - x to 1 + x. hue: x for shifts from -x to x of the colour circle. grayscale: probability of
     conversion to gray. equalize, autocontrast: probabilities of equalizing the histogram of each channel, or of
     stretching it to the full range. sharpness: x for a factor from 1 - x (blurred) to 1 + x, if neither is applied.
+    colour_components: range of the factors by which colours deviate more from their mean along each of their principal
+    components. hsv: powers, factors and offsets of saturation and value, and shifts of the hue.
     sobel: the stream carries Sobel gradients in float16 instead of pixels, which needs model.input sobel.
     """
 
@@ -53,6 +58,7 @@ class View:
     crop_scale: tuple[Share, Share] | None = None
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     padding: Annotated[int, Field(ge=0)] | None = None
+    patch: Patch | None = None
     fixed_crop: bool = False
     flip: Share = 0.0
     vertical_flip: Share = 0.0
@@ -64,6 +70,8 @@ class View:
     equalize: Share = 0.0
     autocontrast: Share = 0.0
     sharpness: Strength = 0.0
+    colour_components: tuple[Factor, Factor] | None = None
+    hsv: ChangeHSV | None = None
     sobel: bool = False
 
     def __post_init__(self) -> None:
@@ -82,20 +90,36 @@ class View:
         return bool(self.equalize or self.autocontrast or self.sharpness)
 
     @property
+    def recolours(self) -> bool:
+        """Whether colours vary along their components, or in saturation and value."""
+        return self.colour_components is not None or self.hsv is not None
+
+    @property
     def crops(self) -> bool:
         """Whether a random part of the image is taken."""
-        return self.crop_scale is not None or self.padding is not None
+        return self.crop_scale is not None or self.padding is not None or self.patch is not None
 
     @property
     def is_random(self) -> bool:
         """Whether two visits of an image may differ."""
         flips = self.flip > 0 or self.vertical_flip > 0
-        return (self.crops and not self.fixed_crop) or self.jitters or self.filters or flips or self.grayscale > 0
+        colours = self.jitters or self.filters or self.recolours or self.grayscale > 0
+        return (self.crops and not self.fixed_crop) or colours or flips
 
     def blank(self, count: int) -> ImageArray:
         """`count` rows of zeros in the shape and type of this view."""
         side = (count, self.size, self.size)
         return np.zeros((*side, 2), np.float16) if self.sobel else np.zeros((*side, 3), np.uint8)
+
+    def render(
+        self,
+        image: DecodableImage | NDArray[np.uint8],
+        rng: np.random.Generator | None,
+        crop_rng: np.random.Generator | None,
+        box: NDArray[np.float32] | None,
+    ) -> ImageArray:
+        """See `apply`."""
+        return apply(image, self, rng, crop_rng, box)
 
 
 @settings
@@ -123,15 +147,27 @@ def apply(
     view: View,
     rng: np.random.Generator | None,
     crop_rng: np.random.Generator | None = None,
+    box: NDArray[np.float32] | None = None,
 ) -> ImageArray:
     """The view of one image: (size, size, 3) uint8, or its gradients, (size, size, 2) float16, where `sobel` is set.
 
     image: (h, w, 3) RGB, or what `decode.opened` gives (a JPEG is decoded here, at a reduced size where possible).
-    rng: of this visit; may be None for a view that is not random. crop_rng: of this image, for a fixed crop. Raises
-    BrokenImage.
+    rng: of this visit; may be None for a view that is not random. crop_rng: of this image, for a fixed crop. box: of
+    the sample in the image, edges as fractions of width and height; None for the whole image. Raises BrokenImage.
     """
-    pixels = _augmented(image, view, rng, crop_rng)
+    pixels = _augmented(image, view, rng, crop_rng, box)
     return sobel(pixels) if view.sobel else pixels
+
+
+def whole(image: DecodableImage, view: View) -> NDArray[np.uint8]:
+    """The image scaled to `resize`, and at least so that a square of `size` fits."""
+    size = _resized(image.size, view)
+    if size == image.size:
+        return np.asarray(rgb(image))
+    if size[0] * size[1] > _MAX_RESIZED:
+        raise BrokenImage(f"{image.size[0]} x {image.size[1]} pixels would be scaled to {size[0]} x {size[1]}")
+    box = set_jpeg_scale(image, (0, 0, *image.size), size)
+    return _pixels(rgb(image).resize(size, Resampling.BILINEAR, box))
 
 
 def _augmented(
@@ -139,15 +175,20 @@ def _augmented(
     view: View,
     rng: np.random.Generator | None,
     crop_rng: np.random.Generator | None,
+    box: NDArray[np.float32] | None,
 ) -> NDArray[np.uint8]:
+    if box is not None and view.patch is None:
+        image = _part(image, box)
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     assert rng is not None or not view.is_random, "a random view needs a generator"
     draws, crop_draws = _draws(rng), _draws(crop_rng)
-    pixels = _cropped(image, view, crop_draws if view.fixed_crop else draws)
+    pixels = _cropped(image, view, crop_draws if view.fixed_crop else draws, box)
     if not view.is_random:
         return pixels
     flipped = next(draws) < view.flip
+    if view.recolours:
+        pixels = _recoloured(pixels, view, draws)
     if view.jitters:
         pixels = _pixels(_jittered(Image.fromarray(pixels), view, draws))
     if view.grayscale and next(draws) < view.grayscale:
@@ -184,27 +225,17 @@ def random_box(width: int, height: int, view: View, draws: Iterator[float]) -> B
     return left, top, left + across, top + down
 
 
-def jitter(image: Image.Image, factors: tuple[float, float, float, float], order: tuple[int, ...]) -> Image.Image:
-    """Scale brightness, contrast and saturation by the first three `factors`, shift the hue by the last.
-
-    order: of application, a permutation of 0-3. Neutral factors (1, 1, 1, 0) are skipped.
-    """
-    for index in order:
-        if factors[index] != _NEUTRAL[index]:
-            image = _COLOURS[index](image, factors[index])
-    return image
-
-
 def _config_errors(view: View) -> Iterator[str]:
     if view.crop_ratio is not None and view.crop_scale is None:
         yield f"crop_ratio = {list(view.crop_ratio)} has no effect without crop_scale; set that or drop this"
-    for name, pair in (("crop_scale", view.crop_scale), ("crop_ratio", view.crop_ratio)):
+    for name, pair in _ranges(view):
         if pair is not None and (pair[0] > pair[1] or pair[1] == 0):
             yield f"{name} = {list(pair)} should be [low, high] with low <= high and high > 0"
-    if view.crop_scale is not None and view.padding is not None:
-        yield "crop_scale and padding are two ways to crop; drop one of them"
+    ways = [name for name in ("crop_scale", "padding", "patch") if getattr(view, name) is not None]
+    if len(ways) > 1:
+        yield f"{ways[0]} and {ways[1]} are two ways to crop; drop one of them"
     if view.fixed_crop and not view.crops:
-        yield "fixed_crop has no effect without crop_scale or padding; set one of them or drop it"
+        yield "fixed_crop has no effect without crop_scale, padding or patch; set one of them or drop it"
     if view.padding is not None and view.padding >= view.size:
         yield f"padding = {view.padding} leaves crops of size = {view.size} without an image; set it below size"
     if view.crop_scale is not None and view.resize:
@@ -218,11 +249,35 @@ def _config_errors(view: View) -> Iterator[str]:
         yield f"resize = {view.resize} is too small to cut size = {view.size} out of it; raise it, or set 0"
 
 
+def _ranges(view: View) -> Iterator[tuple[str, tuple[float, float] | None]]:
+    for name in ("crop_scale", "crop_ratio", "colour_components"):
+        yield name, getattr(view, name)
+
+
 def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
-def _cropped(image: DecodableImage, view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
+def _part(image: DecodableImage | NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The rectangle of an image, at least one pixel. box: edges as fractions."""
+    pixels = image if isinstance(image, np.ndarray) else np.asarray(rgb(image))
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = np.rint(box * (width, height, width, height)).astype(int).tolist()
+    left, top = min(left, width - 1), min(top, height - 1)
+    return pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def _cropped(
+    image: DecodableImage, view: View, draws: Iterator[float], box: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    if view.patch is not None:
+        pixels = whole(image, view)
+        place = central_box(pixels.shape[1], pixels.shape[0], view.size) if box is None else box
+        return cut_patch(pixels, place, view.patch, view.size, draws)
+    return _random_crop(image, view, draws)
+
+
+def _random_crop(image: DecodableImage, view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
     if view.crop_scale is None:
         return _pixels(_placed(image, view, draws))
     box, side = random_box(*image.size, view, draws), (view.size, view.size)
@@ -252,6 +307,15 @@ def _placed(image: DecodableImage, view: View, draws: Iterator[float]) -> Image.
         return rgb(image).resize((across, down), Resampling.BILINEAR).crop(box)
     x, y = image.size[0] / across, image.size[1] / down
     return _scaled(image, (left * x, top * y, min(box[2] * x, image.size[0]), min(box[3] * y, image.size[1])), size)
+
+
+def _recoloured(pixels: NDArray[np.uint8], view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
+    colours = pixels.astype(np.float32) / 255
+    if view.colour_components is not None:
+        colours = scale_components(colours, [_between(*view.colour_components, next(draws)) for _ in range(3)])
+    if view.hsv is not None:
+        colours = change_hsv(colours, *view.hsv.draw(draws))
+    return np.rint(colours * 255).astype(np.uint8)
 
 
 def _resized(size: tuple[int, int], view: View) -> tuple[int, int]:
@@ -290,18 +354,3 @@ def _filtered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.I
         factor = _between(max(0.0, 1 - view.sharpness), 1 + view.sharpness, strength)
         return ImageEnhance.Sharpness(image).enhance(factor)
     return image
-
-
-def _hue(image: Image.Image, shift: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shifted = hue.point([(level + int(shift * 255)) % 256 for level in range(256)])
-    return Image.merge("HSV", (shifted, saturation, value)).convert("RGB")
-
-
-_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
-_COLOURS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
-    lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-    _hue,
-)

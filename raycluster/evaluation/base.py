@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
 from typing import Literal
@@ -36,12 +36,13 @@ class Metric:
 @dataclass(frozen=True)
 class Declaration:
     """metrics: what `evaluate` returns. input: what it reads of each image: pooled feature `vectors` (n, D), feature
-    `maps` (n, C, h, w), its `clusters` (n,), or the `network` itself, with the data set. target: true `classes` (n,),
+    `maps` (n, C, h, w), the maxima of the `quadrants` of the maps of all layers (n, D), its `clusters` (n,), or the
+    `network` itself, with the data set. target: true `classes` (n,),
     the same as a 0/1 `label_matrix` (n, classes), the `clusters` that the network was trained on, or `none`.
     """
 
     metrics: tuple[Metric, ...]
-    input: Literal["vectors", "maps", "clusters", "network"] = "vectors"
+    input: Literal["vectors", "maps", "quadrants", "clusters", "network"] = "vectors"
     target: Literal["classes", "label_matrix", "clusters", "none"] = "classes"
 
 
@@ -57,8 +58,15 @@ def probe(name: str) -> ModuleType:
 
 @cache
 def declared_metrics() -> dict[str, Metric]:
-    """Every metric that some evaluation declares, by name."""
-    return {metric.name: metric for declaration in _declarations() for metric in declaration.metrics}
+    """Every metric that some evaluation declares, by name, and the deviation over folds of those of probes."""
+    declared = [metric for declaration in _declarations() for metric in declaration.metrics]
+    deviations = [deviation(metric) for name in probe_names() for metric in probe(name).DECLARATION.metrics]
+    return {metric.name: metric for metric in (*declared, *deviations)}
+
+
+def deviation(metric: Metric) -> Metric:
+    """The standard deviation of a metric over folds."""
+    return replace(metric, name=f"{metric.name}_deviation", title=f"{metric.title} +-", higher_is_better=False)
 
 
 def label_free_metrics() -> list[str]:

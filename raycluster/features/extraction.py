@@ -15,9 +15,10 @@ from torch import Tensor
 
 from raycluster.data.dataset import ImageDataset
 from raycluster.data.epoch_plan import shard_chunks
+from raycluster.data.seed_boxes import SeedBox
 from raycluster.data.transforms import View
 from raycluster.events import FailureEvent, Progress
-from raycluster.models.backbone import Backbone, pool, training_mode
+from raycluster.models.backbone import Backbone, pool, quadrants, training_mode
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import seed_for
 from raycluster.types import Block, ChunkFailed, ImageArray, ImageBlock, RunStopped, UserError
@@ -36,9 +37,11 @@ class SkippedImage(NamedTuple):
 class FeatureSpec:
     """Which output of the backbone describes an image.
 
-    view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average)
-    or `activations` (flat, after the ReLU). visits: of each image, which are averaged. epoch: names random views.
-    microbatch: None for evaluation mode; else training mode, with batch norm over at most so many rows of a shard.
+    view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average),
+    `activations` (flat, after the ReLU), `quadrants` (the maps of all layers up to this one, each max-pooled to 2 x 2)
+    or `seed_boxes` (the boxes of seeds, of no network). visits: of each image, which are averaged. epoch: names random
+    views. microbatch: None for evaluation mode; else training mode, with batch norm over at most so many rows of a
+    shard.
     """
 
     view: View
@@ -48,11 +51,21 @@ class FeatureSpec:
     epoch: int = 0
     microbatch: int | None = None
 
+    @property
+    def rendered(self) -> View | SeedBox:
+        """What is streamed of each image."""
+        return SeedBox(self.view.size, self.view.resize) if self.kind == "seed_boxes" else self.view
+
     @torch.no_grad()
     def describe(
         self, backbone: Backbone, images: ImageArray, device: torch.device, seed: int = 0
-    ) -> NDArray[np.float16]:
-        """(n * visits, h, w, 3 or 2) -> (n, D) float16 features. backbone: in evaluation mode. seed: of dropout."""
+    ) -> NDArray[np.floating]:
+        """(n * visits, h, w, 3 or 2) -> (n, D) float16 features; boxes (n, 4) float32 as they are.
+
+        backbone: in evaluation mode. seed: of dropout.
+        """
+        if self.kind == "seed_boxes":
+            return images
         batches = [torch.from_numpy(part).to(device).permute(0, 3, 1, 2) for part in self._split(images)]
         maps = [self._forward(backbone, batch, seed_for(seed, "batch", i)) for i, batch in enumerate(batches)]
         rows = torch.cat([pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps])
@@ -70,9 +83,12 @@ class FeatureSpec:
 
     def _forward(self, backbone: Backbone, batch: Tensor, seed: int) -> Tensor:
         if self.microbatch is None or len(batch) < 2:  # one row has no variance
-            return backbone(batch, self.layer)
+            return self._output(backbone, batch)
         with training_mode(backbone, seed):
-            return backbone(batch, self.layer)
+            return self._output(backbone, batch)
+
+    def _output(self, backbone: Backbone, batch: Tensor) -> Tensor:
+        return quadrants(backbone, batch, self.layer) if self.kind == "quadrants" else backbone(batch, self.layer)
 
 
 def extract(
@@ -104,7 +120,7 @@ def extract(
         again = True
         chunks = [whole[shard] for shard in workers.shard(missing)]
         done, total = 0, sum(len(chunk.samples) for chunk in chunks)
-        stream = workers.stream(chunks, dataset.loader(feature_spec.view))
+        stream = workers.stream(chunks, dataset.loader(feature_spec.rendered))
         try:
             for shard, group in groupby(stream, key=lambda block: block.stream):
                 samples, images, errors = _whole_shard(list(group))

@@ -10,12 +10,14 @@ import io
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raycluster.io import storage
 from raycluster.types import Assignments, Crops, LabelSet, UserError
 
 ROWS_PER_FILE = 1_000_000
 _NUM_CLASSES = b"num_classes"
+_EDGES = ("left", "top", "right", "bottom")
 
 
 def write_assignments(folder: str, assignments: Assignments, paths: pa.Array, crops: Crops | None = None) -> None:
@@ -23,7 +25,7 @@ def write_assignments(folder: str, assignments: Assignments, paths: pa.Array, cr
     columns = {"sample": np.arange(assignments.num_samples), "path": paths}
     if crops is not None:
         columns["path"] = paths.take(pa.array(crops.images))
-        edges = zip(("left", "top", "right", "bottom"), crops.boxes.T, strict=True)
+        edges = zip(_EDGES, crops.boxes.T, strict=True)
         columns |= {name: np.ascontiguousarray(edge) for name, edge in edges}
     if assignments.drawn is not None:
         columns["drawn"] = assignments.drawn
@@ -57,3 +59,11 @@ def read_label_sets(folder: str) -> tuple[LabelSet, ...]:
     labels = [table[name].to_numpy() for name in names]
     classes = map(int, sizes.split(",")) if sizes else (int(one.max(initial=-1)) + 1 for one in labels)
     return tuple(LabelSet(one, size) for one, size in zip(labels, classes, strict=True))
+
+
+def read_boxes(folder: str) -> NDArray[np.float32] | None:
+    """(N, 4) the boxes of the samples, None if the samples are whole images."""
+    table = read_assignments(folder)
+    if not set(_EDGES) <= set(table.column_names):
+        return None
+    return np.stack([table[edge].to_numpy() for edge in _EDGES], 1).astype(np.float32)

@@ -51,6 +51,10 @@ class BaseMethod:
         """The samples, where they are parts of images; None where each image is one sample."""
         return None
 
+    def rows_per_epoch(self, num_samples: int) -> int:
+        """How many visits an epoch has, before the last batch is filled."""
+        return num_samples
+
     def feature_request(self, round: int) -> FeatureRequest | None:
         """The features that labels are assigned from; None if labels need none."""
         return None

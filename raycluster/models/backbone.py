@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d
 
 from raycluster.config import NonEmpty, settings
 from raycluster.models.batchnorm import GhostBatchNorm
@@ -86,6 +87,20 @@ def training_mode(backbone: Backbone, seed: int) -> Iterator[None]:
 def pool(features: Tensor) -> Tensor:
     """Global average of (n, C, h, w) maps -> (n, C); (n, C) is returned unchanged."""
     return features.mean((2, 3)) if features.dim() == 4 else features
+
+
+def quadrants(backbone: Backbone, images: Tensor, layer: str | None = None) -> Tensor:
+    """(n, 3, h, w) -> (n, 4 * channels of all layers up to `layer`) maxima of the quadrants of their maps.
+
+    layer: None for the last. Layers without maps are left out. Before the ReLU, which commutes with maxima. Each layer
+    is a forward pass of its own, since the next one overwrites its output. UserError if no layer has maps.
+    """
+    names = backbone.layers[: backbone.layers.index(layer) + 1] if layer else backbone.layers
+    outputs = (backbone(images, name) for name in names)
+    found = [adaptive_max_pool2d(maps, 2).flatten(1) for maps in outputs if maps.dim() == 4]
+    if not found:
+        raise UserError(f"quadrants of {', '.join(names)}: none of these layers has maps; choose a later layer")
+    return torch.cat(found, 1)
 
 
 class GlobalAverage(nn.Module):

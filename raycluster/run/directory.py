@@ -13,6 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from raycluster.config import dump
 from raycluster.data.dataset import ImageDataset
+from raycluster.data.manifest import read_manifest
 from raycluster.features.extraction import SkippedImage
 from raycluster.io import storage
 from raycluster.io.run_paths import RunPaths
@@ -92,6 +93,17 @@ def check_directory(run_dir: str, config: Any, resume: str) -> None:
             f"{run_dir} holds a run with other settings:\n  "
             + "\n  ".join(different)
             + "\nchoose another run.dir for this run, or repeat the settings of that one to resume it"
+        )
+
+
+def check_same_images(run_dir: str, dataset: ImageDataset) -> None:
+    """UserError unless the run in `run_dir` numbers the same images in the same way."""
+    theirs, ours = read_manifest(RunPaths(run_dir).manifest), dataset.manifest
+    if ours.fingerprint != theirs.fingerprint:
+        raise UserError(
+            f"{dataset.settings.uri} holds {ours.num_samples} images, but {run_dir} belongs to {theirs.num_samples} "
+            f"others, those of {theirs.source['uri']}; use the same files, in the same folders, and the same "
+            "data.shard_size"
         )
 
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import yaml
 
 from raycluster.config import parse
-from raycluster.data.manifest import read_manifest
+from raycluster.data.dataset import open_dataset
 from raycluster.io import storage
 from raycluster.io.assignments import read_label_sets
 from raycluster.io.run_paths import RunPaths
-from raycluster.run.directory import read_config_text
+from raycluster.run.directory import check_same_images, read_config_text
+from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.state import Config, validate_and_initialize
 from raycluster.types import UserError
 
@@ -32,7 +33,7 @@ def transfer_config(words: Sequence[str]) -> Config:
         )
     labels, source = storage.absolute(found[0]), RunPaths(found[0]).config
     text = read_config_text(found[0])
-    original, tree = parse(Config, text, source=source), yaml.safe_load(text)
+    tree = yaml.safe_load(text)
     if not storage.exists(RunPaths(labels).assignments):
         raise UserError(f"{labels} has no assignments; let that run finish a round, or choose a run that has clusters")
     sizes = [one.num_classes for one in read_label_sets(RunPaths(labels).assignments)]
@@ -42,16 +43,6 @@ def transfer_config(words: Sequence[str]) -> Config:
     tree["model"]["weights"] = None
     tree["run"]["dir"] = f"{found[0].rstrip('/')}-on-{model}"
     config = parse(Config, yaml.safe_dump(tree), overrides, source=source)
-    _check(labels, original, config)
-    return config
-
-
-def _check(labels: str, original: Config, config: Config) -> None:
     validate_and_initialize(config)
-    theirs = read_manifest(RunPaths(labels).manifest)
-    ours = read_manifest(RunPaths(config.run.dir).manifest)
-    if ours.fingerprint != theirs.fingerprint:
-        raise UserError(
-            f"{config.data.uri} holds {ours.num_samples} images, but the labels belong to {theirs.num_samples} others, "
-            f"those of {original.data.uri}; use the same files, in the same folders, and the same data.shard_size"
-        )
+    check_same_images(labels, open_dataset(config.data, RunPaths(config.run.dir).manifest, LocalWorkers(), config.seed))
+    return config

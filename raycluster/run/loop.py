@@ -154,7 +154,8 @@ def _stream(run: Run, state: State, epoch: int, step: int, streams: Sequence[int
     largest = max(views, key=lambda view: view.blank(1).nbytes)
     rows_at_once = rows_within(CHUNK_BYTES // len(views), largest, microbatch)
     chunks = split_chunks(from_step(mine, step, microbatch), rows_at_once, microbatch)
-    return run.workers.stream(run.dataset.locate(chunks), run.dataset.loader(*views, microbatch=microbatch))
+    dataset = run.located(state.assignments)
+    return run.workers.stream(dataset.locate(chunks), dataset.loader(*views, microbatch=microbatch))
 
 
 def _microbatch(state: State, rows: StepRows, weights: NDArray[np.float32], seed: int) -> Microbatch:
@@ -258,7 +259,7 @@ def _digest(found: Assignments) -> str:
 
 def _write_round(run: Run, state: State) -> None:
     assert state.assignments is not None
-    paths, dataset = RunPaths(run.config.run.dir), run.dataset
+    paths, dataset = RunPaths(run.config.run.dir), run.located(state.assignments)
     write_lines(paths.metrics, state.records)
     write_skipped(run.config.run.dir, dataset, state.skipped)
     if state.assignments.label_sets:

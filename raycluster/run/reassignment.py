@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from raycluster.evaluation.metrics import balance
@@ -18,6 +19,8 @@ from raycluster.features.interruptible import Interruptible
 from raycluster.features.matrix import sample_ids
 from raycluster.io.run_paths import RunPaths
 from raycluster.methods.base import AssignmentContext
+from raycluster.models.backbone import Backbone
+from raycluster.models.export import load_backbone
 from raycluster.run.directory import write_skipped
 from raycluster.run.state import Run, State
 from raycluster.runtime.workers import FeatureBlocksLost
@@ -40,11 +43,13 @@ def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
     Features that are lost with a machine are extracted again. Collective.
     """
     workers, started_at = run.workers, time.monotonic()
-    request, version = run.config.method.feature_request(state.round), workers.run_on_rank_zero(_version, state)
+    request = run.config.method.feature_request(state.round)
+    backbone = _described(state, request, workers.device)
+    version = workers.run_on_rank_zero(_version, state.round, backbone)
     skipped, again = state.skipped, False
     while True:
         if request is not None:
-            skipped = yield from _extract(run, state, request, version, again=again)
+            skipped = yield from _extract(run, state, request, backbone, version, again=again)
         extracted_at = time.monotonic()
         sizes = " + ".join(map(str, run.config.method.requested_clusters()))
         yield Progress("clustering", 0, 1, f"into {sizes}" if sizes else "")
@@ -61,7 +66,7 @@ def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
 
 
 def _extract(
-    run: Run, state: State, request: FeatureRequest, version: str, *, again: bool
+    run: Run, state: State, request: FeatureRequest, backbone: Backbone, version: str, *, again: bool
 ) -> Generator[Event, None, list[SkippedImage]]:
     """Extract the requested features of every readable sample; returns all skipped images. again: not the first."""
     view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
@@ -80,7 +85,7 @@ def _extract(
         left_out[[item.sample for item in skipped]] = True
         missing = state.online_features.put(run.workers, version, run.dataset.shards, np.flatnonzero(left_out))
     for event in extract(
-        state.network.backbone,
+        backbone,
         run.dataset,
         run.workers,
         feature_spec=feature_spec,
@@ -97,10 +102,17 @@ def _extract(
     return skipped
 
 
-def _version(state: State) -> str:
+def _described(state: State, request: FeatureRequest | None, device: torch.device) -> Backbone:
+    """The network whose features are requested."""
+    if request is None or request.run is None:
+        return state.network.backbone
+    return load_backbone(request.run).to(device)
+
+
+def _version(round: int, backbone: Backbone) -> str:
     """Names the weights that features come from, so that features of other weights are never mixed in."""
-    digest = sha256(str(state.round).encode())
-    for tensor in state.network.backbone.state_dict().values():
+    digest = sha256(str(round).encode())
+    for tensor in backbone.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -131,8 +143,10 @@ def _assign(run: Run, state: State, version: str) -> tuple[Assignments, list[int
     features = Interruptible(run.workers.features(version), run.workers.stopping) if wanted else None
     found: Assignments = replace(method.assign(features, context), drawn=run.draw(state.round))
     metrics = {**found.metrics, **describe(found, state.assignments, run.dataset.labels)}
+    if features is None:
+        return replace(found, metrics=metrics), []
     absent = ~found.included if found.drawn is None else found.drawn & ~found.included
-    if features is not None and absent.any():  # a method may also leave out samples that have features
+    if absent.any():  # a method may also leave out samples that have features
         absent[sample_ids(features)] = False
     return replace(found, metrics=metrics), np.flatnonzero(absent).tolist()
 

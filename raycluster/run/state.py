@@ -24,12 +24,14 @@ from raycluster.evaluation.runner import Evaluation, EvaluationSettings
 from raycluster.features.extraction import SkippedImage
 from raycluster.features.matrix import device
 from raycluster.features.online import OnlineFeatureBank
+from raycluster.io import storage
 from raycluster.io.run_paths import RunPaths
 from raycluster.models.backbone import Backbone
-from raycluster.models.export import load_weights
+from raycluster.models.export import load_backbone, load_weights
 from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
 from raycluster.run.directory import (
     check_directory,
+    check_same_images,
     differences,
     holds_run,
     write_config,
@@ -40,11 +42,11 @@ from raycluster.seeding import generator, seed_for
 from raycluster.training.config import TrainingSettings
 from raycluster.training.memory import check_head_memory
 from raycluster.training.objective import Objective
-from raycluster.training.optimiser import Optimisers
+from raycluster.training.optimiser import Optimisers, layer_names
 from raycluster.training.partial_softmax import with_partial_softmax
 from raycluster.training.rotation import with_rotation
 from raycluster.training.step import Network
-from raycluster.types import Assignments, LabelSet, UserError
+from raycluster.types import Assignments, Crops, LabelSet, UserError
 
 
 @settings
@@ -123,10 +125,15 @@ class Run:
         """The data set with each image as one sample, whatever the samples of the method are."""
         return replace(self.dataset, crops=None)
 
+    def located(self, assignments: Assignments) -> ImageDataset:
+        """The data set with its samples where these assignments have them."""
+        return self.dataset if assignments.crops is None else replace(self.dataset, crops=assignments.crops)
+
     @cached_property
     def steps_per_epoch(self) -> int:
-        size = self.config.training.global_batch
-        return whole_batches(self.config.training.images_per_round or self.dataset.num_samples, size) // size
+        size, num_samples = self.config.training.global_batch, self.dataset.num_samples
+        num_rows = self.config.method.rows_per_epoch(self.config.training.images_per_round or num_samples)
+        return whole_batches(num_rows, size) // size
 
     def draw(self, round: int) -> NDArray[np.bool_] | None:
         """(N,) the samples of this round, None for all: it follows from the seed alone."""
@@ -200,6 +207,9 @@ def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None
                 f"method wants {num_clusters} clusters, but {source}; wanted at "
                 "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
             )
+    request = config.method.feature_request(0)
+    if request is not None and request.run is not None:
+        check_same_images(request.run, dataset)
     if dataset.manifest.labels is not None or config.evaluation.test_uri is not None:
         Evaluation(config.evaluation, config.views.eval, directory, LocalWorkers()).check(dataset)
 
@@ -225,13 +235,38 @@ def check_network(config: Config, *, resumes: bool = False) -> None:
         _check_heads(config, backbone, device())
     if config.model.weights and not resumes:
         load_weights(backbone, config.model.weights)
-    layers = backbone.layers
-    for path, layer in (("method.layer", request and request.layer), ("evaluation.layer", config.evaluation.layer)):
-        if layer is not None and layer not in layers:
+    _check_layer(config.model.name, backbone, "evaluation.layer", config.evaluation.layer)
+    _check_exceptions(config, layer_names(backbone))
+    if request and request.run is None:
+        _check_layer(config.model.name, backbone, "method.layer", request.layer)
+    elif request and request.run and not resumes:
+        _check_layer(request.run, _finished_backbone(request.run), "method.layer", request.layer)
+
+
+def _check_exceptions(config: Config, known: list[str]) -> None:
+    for name in config.training.layers:
+        if name not in known:
             raise UserError(
-                f"{path}: seen {layer}; wanted a layer of {config.model.name}, one of {', '.join(layers)}"
-                + did_you_mean(layer, layers)
+                f"training.layers: seen {name}; wanted some of {', '.join(known)}, those of {config.model.name}"
+                + did_you_mean(name, known)
             )
+
+
+def _finished_backbone(run_dir: str) -> Backbone:
+    if not storage.exists(RunPaths(run_dir).backbone_weights):
+        raise UserError(
+            f"method: {run_dir} holds no backbone.safetensors; wanted the directory of a finished run, whose features "
+            "are clustered"
+        )
+    return load_backbone(run_dir)
+
+
+def _check_layer(name: str, backbone: Backbone, path: str, layer: str | None) -> None:
+    if layer is not None and layer not in backbone.layers:
+        raise UserError(
+            f"{path}: seen {layer}; wanted a layer of {name}, one of {', '.join(backbone.layers)}"
+            + did_you_mean(layer, backbone.layers)
+        )
 
 
 def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> None:
@@ -362,6 +397,7 @@ def _pack_assignments(found: Assignments | None) -> dict[str, Any] | None:
         "metrics": found.metrics,
         "state": {name: torch.from_numpy(array) for name, array in found.state.items()},
         "drawn": None if found.drawn is None else torch.from_numpy(found.drawn),
+        "crops": None if found.crops is None else [*map(torch.from_numpy, (found.crops.images, found.crops.boxes))],
     }
 
 
@@ -370,7 +406,12 @@ def _unpack_assignments(saved: dict[str, Any] | None) -> Assignments | None:
         return None
     label_sets = tuple(LabelSet(labels.cpu().numpy(), *sizes) for labels, *sizes in saved["label_sets"])
     state = {name: tensor.cpu().numpy() for name, tensor in saved["state"].items()}
-    drawn = saved.get("drawn")
+    drawn, crops = saved.get("drawn"), saved.get("crops")
     return Assignments(
-        saved["num_samples"], label_sets, saved["metrics"], state, None if drawn is None else drawn.cpu().numpy()
+        saved["num_samples"],
+        label_sets,
+        saved["metrics"],
+        state,
+        None if drawn is None else drawn.cpu().numpy(),
+        None if crops is None else Crops(*(tensor.cpu().numpy() for tensor in crops)),
     )

@@ -9,6 +9,19 @@ from pydantic import Field
 from raycluster.config import settings
 from raycluster.types import UserError
 
+Decay = Annotated[float, Field(gt=0, lt=1)]
+
+
+@settings
+class LayerSettings:
+    """What differs from the other layers.
+
+    lr_factor: on the learning rate. weight_decay: null for that of the others.
+    """
+
+    lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
 
 @settings
 class TrainingSettings:
@@ -19,15 +32,17 @@ class TrainingSettings:
     over the drawn ones. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
     rows that share batch norm statistics and go to the same worker. lr, momentum, weight_decay: SGD of the backbone.
     head_lr: of each head, as if it were alone, null for the same as lr; the backbone learns from the mean of the loss
-    over heads. head_momentum: of the heads. schedule: `constant`, `cosine` to zero, or `step`: times decay (null for
-    0.1) at each of milestones, in epochs. warmup_epochs: linear warm-up, on top of any schedule. mode: `exact` is
-    bitwise identical for any number of workers on the same kind of hardware, `fast` agrees to about 1e-5. precision: of
-    the forward and backward pass of a step; weights, gradients and the input layer are always float32. `fp32` is
-    float32 throughout; `tf32` lets CUDA round the inputs of convolutions and matrix products to TensorFloat-32; `bf16`
-    and `fp16` use autocast. threads: per worker on a CPU; changes the result. forward_rows: in fast mode, at most so
-    many rows share a forward pass, which bounds memory; null for 256. rotation: one more head predicts rotations
-    (4-way); each image then becomes four rows, and only the upright one has labels. partial_softmax: the softmax runs
-    over so many clusters, those of the labels in a microbatch and drawn ones; null for all.
+    over heads. head_momentum: of the heads. layers: exceptions by name: a layer of the backbone, `heads`, or `biases`
+    of all layers, whose factor multiplies that of their layer. schedule: `constant`, `cosine` to zero, or `step`: times
+    decay (one factor, or one for each; null for 0.1) at each of milestones, in epochs. warmup_epochs: linear warm-up,
+    on top of any schedule. mode: `exact` is bitwise identical for any number of workers on the same kind of hardware,
+    `fast` agrees to about 1e-5. precision: of the forward and backward pass of a step; weights, gradients and the input
+    layer are always float32. `fp32` is float32 throughout; `tf32` lets CUDA round the inputs of convolutions and matrix
+    products to TensorFloat-32; `bf16` and `fp16` use autocast. threads: per worker on a CPU; changes the result.
+    forward_rows: in fast mode, at most so many rows share a forward pass, which bounds memory; null for 256. rotation:
+    one more head predicts rotations (4-way); each image then becomes four rows, and only the upright one has labels.
+    partial_softmax: the softmax runs over so many clusters, those of the labels in a microbatch and drawn ones; null
+    for all.
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
@@ -39,9 +54,10 @@ class TrainingSettings:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     head_lr: Annotated[float, Field(gt=0)] | None = None
     head_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layers: dict[str, LayerSettings] = Field(default_factory=dict)
     schedule: Literal["constant", "cosine", "step"] = "constant"
     milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    decay: Decay | tuple[Decay, ...] | None = None
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     mode: Literal["fast", "exact"] = "fast"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -94,6 +110,11 @@ class TrainingSettings:
             )
         if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
             faults.append(f"milestones {list(self.milestones)} must increase and be less than epochs {self.epochs}")
+        if isinstance(self.decay, tuple) and len(self.decay) != len(self.milestones):
+            faults.append(
+                f"decay {list(self.decay)} must hold a factor for each of milestones {list(self.milestones)}, or be "
+                "one number for all of them"
+            )
         if self.warmup_epochs >= self.epochs:
             faults.append(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         return faults

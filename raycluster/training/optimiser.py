@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from math import cos, pi
+from collections.abc import Iterable, Iterator
+from math import cos, pi, prod
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from torch.optim import SGD
 
 from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
+
+HEADS, BIASES = "heads", "biases"
+Named = tuple[str, str, Tensor]
+"""Layer, name and value of a parameter."""
 
 _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
 
@@ -22,7 +27,10 @@ def rate(settings: TrainingSettings, epoch: float) -> float:
     if settings.schedule == "cosine":
         return warm * (1 + cos(pi * min(1.0, epoch / settings.epochs))) / 2
     if settings.schedule == "step":
-        return warm * (settings.decay or 0.1) ** bisect_right(settings.milestones, epoch)
+        passed = bisect_right(settings.milestones, epoch)
+        if isinstance(settings.decay, tuple):
+            return warm * prod(settings.decay[:passed])
+        return warm * (settings.decay or 0.1) ** passed
     return warm
 
 
@@ -30,31 +38,23 @@ class Optimisers:
     """SGD of the backbone, and SGD of the heads, which is created anew with them.
 
     By default the heads have no momentum, as in DeepCluster's published code. Where the mean over heads is minimised,
-    each head learns as if it were alone. loss_scale: factor on the loss that keeps fp16 gradients in range; 1 in other
-    precisions.
+    each head learns as if it were alone. `training.layers` sets layers apart. loss_scale: factor on the loss that keeps
+    fp16 gradients in range; 1 in other precisions.
     """
 
     def __init__(self, backbone: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
         self.settings, self.heads = settings, heads
-        self.body = SGD(
-            backbone.parameters(),
-            settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            foreach=True,
-        )
+        groups, self._body_factors = _groups(settings, _body_parameters(backbone))
+        self.body = SGD(groups, settings.lr, momentum=settings.momentum, foreach=True)
         self.head = self._head(heads)
         self.loss_scale = _FIRST_SCALE if settings.precision == "fp16" else 1.0
         self._steps_since_change = 0
 
     def _head(self, heads: nn.Module) -> SGD:
-        return SGD(
-            [{"params": [*heads.parameters()]}],  # as a group, which may be empty before the first reassignment
-            self.settings.head_lr or self.settings.lr,
-            momentum=self.settings.head_momentum,
-            weight_decay=self.settings.weight_decay,
-            foreach=True,
-        )
+        named = ((HEADS, name, parameter) for name, parameter in heads.named_parameters())
+        groups, self._head_factors = _groups(self.settings, named)
+        lr = self.settings.head_lr or self.settings.lr
+        return SGD(groups, lr, momentum=self.settings.head_momentum, foreach=True)
 
     def new_heads(self, heads: nn.Module) -> None:
         """Replace the heads and the state of their optimiser; the backbone keeps its momentum."""
@@ -65,8 +65,13 @@ class Optimisers:
         factor = rate(self.settings, epoch)
         if isinstance(self.heads, Heads):
             self.heads.undo_mean()
-        for optimiser, lr in ((self.body, self.settings.lr), (self.head, self.settings.head_lr or self.settings.lr)):
-            optimiser.param_groups[0]["lr"] = lr * factor
+        head_lr = self.settings.head_lr or self.settings.lr
+        for optimiser, lr, of_group in (
+            (self.body, self.settings.lr, self._body_factors),
+            (self.head, head_lr, self._head_factors),
+        ):
+            for group, layer_factor in zip(optimiser.param_groups, of_group, strict=True):
+                group["lr"] = lr * factor * layer_factor
             optimiser.step()
 
     def check_overflow(self, gradients: Tensor) -> bool:
@@ -95,3 +100,31 @@ class Optimisers:
         self.body.load_state_dict(state["body"])
         self.head.load_state_dict(state["head"])
         self.loss_scale, self._steps_since_change = state["loss_scale"], state["steps_since_change"]
+
+
+def layer_names(backbone: nn.Module) -> list[str]:
+    """What `training.layers` may name."""
+    return [*dict.fromkeys(layer for layer, _, _ in _body_parameters(backbone)), HEADS, BIASES]
+
+
+def _body_parameters(backbone: nn.Module) -> Iterator[Named]:
+    """The parameters of a backbone: `body.fc1.2.weight` belongs to the layer fc1."""
+    for name, parameter in backbone.named_parameters():
+        yield name.removeprefix("body.").split(".")[0], name, parameter
+
+
+def _groups(settings: TrainingSettings, named: Iterable[Named]) -> tuple[list[dict[str, Any]], list[float]]:
+    """The groups of an optimiser, and the factor of each on its learning rate; one group unless layers differ.
+
+    The first group has the settings of all, and may be empty, as before the first reassignment.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {(1.0, settings.weight_decay): []}
+    for layer, name, parameter in named:
+        own = [settings.layers[layer]] if layer in settings.layers else []
+        if name.endswith("bias") and BIASES in settings.layers:
+            own.append(settings.layers[BIASES])
+        factor = prod(one.lr_factor for one in own)
+        decays = [one.weight_decay for one in own if one.weight_decay is not None]
+        groups.setdefault((factor, decays[-1] if decays else settings.weight_decay), []).append(parameter)
+    found = [{"params": parameters, "weight_decay": decay} for (_, decay), parameters in groups.items()]
+    return found, [factor for factor, _ in groups]

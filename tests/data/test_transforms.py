@@ -267,7 +267,7 @@ def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
         ({"size": 0}, "greater than or equal to 1"),
         ({"size": 100_000}, "less than or equal to 2048"),
         ({"resize": 100_000}, "less than or equal to 4096"),
-        ({"fixed_crop": True}, "fixed_crop has no effect without crop_scale or padding"),
+        ({"fixed_crop": True}, "fixed_crop has no effect without crop_scale, padding or patch"),
         ({"padding": 32}, "padding = 32 leaves crops of size = 32 without an image"),
         ({"zoom": 2}, "zoom"),
     ],

@@ -54,7 +54,7 @@ def test_what_is_declared_is_what_is_returned() -> None:
 
 
 def test_headlines_by_what_they_need() -> None:
-    assert labelled_metrics() == ["knn_accuracy", "linear_probe_accuracy", "whitened_knn_accuracy"]
+    assert labelled_metrics() == ["knn_accuracy", "linear_probe_accuracy", "svm_accuracy", "whitened_knn_accuracy"]
     assert label_free_metrics() == ["loss_over_chance", "nmi_previous", "intra_cluster_edges", "effective_rank"]
     assert not declared_metrics()["loss_over_chance"].higher_is_better
 

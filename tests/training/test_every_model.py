@@ -17,6 +17,7 @@ from raycluster.training.step import Microbatch, Network, Step
 
 NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {  # (image size, settings); the word before "-" names the model
     "smallnet": (16, {}),
+    "exemplarcnn": (16, {"image_size": 16, "widths": (8, 16, 32), "features": 32}),
     "alexnet": (64, {}),
     "alexnet-small": (64, {"widths": (64, 192, 384, 256, 256)}),
     "vgg16": (32, {}),
@@ -34,6 +35,7 @@ PRECISIONS = [(mode, precision) for precision in ("fp32", "tf32", "bf16") for mo
 PRECISIONS.append(("fast", "fp16"))  # exact mode refuses it
 QUICK = {
     *(("smallnet", input, *combination) for input in ("rgb", "sobel") for combination in PRECISIONS),
+    *(("exemplarcnn", "rgb", *combination) for combination in PRECISIONS),
     ("alexnet", "sobel", "fast", "fp32"),
     ("resnet18", "sobel", "fast", "fp32"),
     ("resnet18-small", "rgb", "exact", "fp32"),

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from raycluster.models.heads import Heads
-from raycluster.training.config import TrainingSettings
+from raycluster.training.config import LayerSettings, TrainingSettings
 from raycluster.training.objective import CrossEntropy
-from raycluster.training.optimiser import Optimisers, rate
+from raycluster.training.optimiser import Optimisers, layer_names, rate
 from raycluster.training.rotation import with_rotation
 from raycluster.training.step import Step
 from tests.training.partition import CLUSTERS, microbatches, network, settings
@@ -106,3 +106,53 @@ def test_loss_scale_shrinks_on_overflow_and_grows_after_quiet() -> None:
     assert optimisers.loss_scale == scale / 4
     assert all(optimisers.check_overflow(torch.ones(2)) for _ in range(2000))
     assert optimisers.loss_scale == scale / 2
+
+
+def test_step_rate_with_a_factor_for_each_milestone() -> None:
+    settings = TrainingSettings(schedule="step", milestones=(75, 85, 92, 100), decay=(0.4, 0.25, 0.4, 0.25), epochs=110)
+    assert [rate(settings, epoch) for epoch in (74, 75, 85, 92, 100)] == pytest.approx([1, 0.4, 0.1, 0.04, 0.01])
+
+
+class _TwoLayers(nn.Module):
+    """`body.one` and `body.two`, as a backbone has them, with gradients of 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential()
+        for name in ("one", "two"):
+            self.body.add_module(name, nn.Sequential(nn.Linear(2, 2)))
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, 10.0)
+            parameter.grad = torch.ones_like(parameter)
+
+
+def test_layers_have_their_own_rate_and_weight_decay() -> None:
+    """By hand, one step of SGD at rate 1 * factor from 10: 10 - factor * (1 + decay * 10)."""
+    body, heads = _TwoLayers(), Heads(2, (3,), 0)
+    heads.linear[0].bias.grad = torch.ones(3)
+    layers = {
+        "two": LayerSettings(lr_factor=0.5, weight_decay=0.04),
+        "biases": LayerSettings(lr_factor=2, weight_decay=0),
+        "heads": LayerSettings(lr_factor=0.25, weight_decay=0.1),
+    }
+    optimisers = Optimisers(body, heads, TrainingSettings(lr=1.0, weight_decay=0.01, layers=layers))
+    assert layer_names(body) == ["one", "two", "heads", "biases"]
+    for _ in range(2):  # the second at the same rates, from the same place
+        with torch.no_grad():
+            for parameter in (*body.parameters(), heads.linear[0].bias):
+                parameter.fill_(10.0)
+        optimisers.body.state.clear()
+        optimisers.step(0)
+        found = [float(parameter.flatten()[0].detach()) for parameter in body.parameters()]
+        assert found == pytest.approx([10 - 1.1, 10 - 2, 10 - 0.5 * 1.4, 10 - 1])
+        assert heads.linear[0].bias.tolist() == pytest.approx([10 - 0.25 * 2] * 3)
+
+
+def test_layers_that_do_not_differ_leave_one_group() -> None:
+    optimisers = Optimisers(*_body_and_heads(), TrainingSettings())
+    assert len(optimisers.body.param_groups) == len(optimisers.head.param_groups) == 1
+
+
+def test_a_factor_for_each_milestone_is_wanted() -> None:
+    with pytest.raises(ValueError, match=r"decay \[0\.4\] must hold a factor for each of milestones \[2\.0, 4\.0\]"):
+        TrainingSettings(schedule="step", milestones=(2, 4), decay=(0.4,), epochs=10)

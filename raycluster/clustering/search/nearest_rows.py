@@ -78,13 +78,13 @@ def _none(num_rows: int, width: int) -> Found:
 def _within_limits(queries: Queries, database: Database, width: int) -> tuple[NDArray[np.bool_], Found]:
     """Which rows the compiled kernel could search, and what it found."""
     assert database.rows.packed is not None
-    counts, found = int8_cpu.reaching(queries.values, database.rows.packed, _floors(queries, database.rows))
+    counts, found = int8_cpu.reaching(queries.values, database.rows.packed, score_floors(queries, database.rows))
     rows = np.repeat(np.arange(len(counts)), counts.clip(0))
     columns = found[np.arange(found.shape[1]) < counts[:, None]].astype(np.int64)
     return counts >= 0, _ranked(queries, database, rows, columns, width)
 
 
-def _floors(queries: Queries, database: PreparedCentroids) -> NDArray[np.float32]:
+def score_floors(queries: Queries, database: PreparedCentroids) -> NDArray[np.float32]:
     """(n,) the score x.c - |c|^2 / 2 about the centre at the limits, or slightly less."""
     with np.errstate(over="ignore", invalid="ignore"):  # the kernel leaves out rows whose squares leave float32
         rows = queries.values - database.centre

@@ -30,7 +30,10 @@ def squared_distances(
 
 
 def pair_distances(
-    values: NDArray[np.floating], rows: NDArray[np.intp], centroids: NDArray[np.float32], columns: NDArray[np.int64]
+    values: NDArray[np.floating],
+    rows: NDArray[np.integer],
+    centroids: NDArray[np.floating],
+    columns: NDArray[np.integer],
 ) -> NDArray[np.float64]:
     """Squared distance of the row and the centroid of each pair, in float64, independent of the other pairs."""
     result = np.empty(len(rows), np.float64)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pyarrow.fs import FileType, LocalFileSystem
 
-from raycluster.data.sources import digits, image_folder, parquet, path_list, webdataset, zip_archive
+from raycluster.data.sources import digits, image_folder, parquet, path_list, stl10, webdataset, zip_archive
 from raycluster.data.sources.base import (
     IMAGE_EXTENSIONS,
     File,
@@ -26,7 +26,7 @@ from raycluster.types import UserError
 __all__ = ["IMAGE_EXTENSIONS", "Found", "UnreadFiles", "digits", "find"]
 
 _PACKED = ("tar.gz", "tgz", "gz", "bz2", "zst")
-_READ = (*IMAGE_EXTENSIONS, *parquet.EXTENSIONS, "tar", zip_archive.EXTENSION)
+_READ = (*IMAGE_EXTENSIONS, *parquet.EXTENSIONS, "tar", zip_archive.EXTENSION, stl10.EXTENSION)
 
 
 class SourceSettings(Protocol):
@@ -61,6 +61,7 @@ def _find(wanted: SourceSettings, root: str, files: list[File], unread: UnreadFi
         "Parquet files": [file for file in files if extension(file.path) in parquet.EXTENSIONS],
         "tar files": [file for file in files if extension(file.path) == "tar"],
         "zip files": [file for file in files if extension(file.path) == zip_archive.EXTENSION],
+        "files of STL-10": [file for file in files if extension(file.path) == stl10.EXTENSION],
         "images": [file for file in files if extension(file.path) in IMAGE_EXTENSIONS],
     }
     present = [kind for kind, some in kinds.items() if some]
@@ -76,6 +77,8 @@ def _find(wanted: SourceSettings, root: str, files: list[File], unread: UnreadFi
         return webdataset.find(kinds["tar files"], wanted.labels, wanted.shard_size)
     if kinds["zip files"]:
         return zip_archive.find(kinds["zip files"], wanted.shard_size)
+    if kinds["files of STL-10"]:
+        return stl10.find(kinds["files of STL-10"], wanted.shard_size)
     return image_folder.find(root, kinds["images"], wanted.shard_size)
 
 
