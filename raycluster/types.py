@@ -153,11 +153,12 @@ Loader = Callable[[Chunk], Iterable[ImageBlock]]
 class FeatureRequest:
     """The features from which a method assigns labels.
 
-    layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average) or
-    `activations` (after the ReLU: the input of the heads). view: the section of `views` that is applied, `eval` or
-    `train`. visits: number of views per image, whose features are averaged. online: use the activations of the latest
-    visit in training where there was one. training: extract in training mode: batch norm by the statistics of
-    `training.microbatch` images, and dropout.
+    layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average),
+    `activations` (after the ReLU: the input of the heads) or `projections` (what the neck returns, where there is one).
+    view: the section of `views` that is applied. visits: number of views per image, whose features are averaged, or
+    with `concatenate` put side by side. online: use the input of the heads at the latest visit in training where there
+    was one, in the first `visits` views of the objective. training: extract in training mode: batch norm by the
+    statistics of `training.microbatch` images, and dropout.
     """
 
     layer: str | None = None
@@ -166,6 +167,7 @@ class FeatureRequest:
     visits: int = 1
     online: bool = False
     training: bool = False
+    concatenate: bool = False
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]

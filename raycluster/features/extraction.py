@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from raycluster.data.dataset import ImageDataset
 from raycluster.data.epoch_plan import shard_chunks
 from raycluster.data.transforms import View
 from raycluster.events import FailureEvent, Progress
-from raycluster.models.backbone import Backbone, pool, training_mode
+from raycluster.models.backbone import pool, training_mode
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import seed_for
 from raycluster.types import Block, ChunkFailed, ImageArray, ImageBlock, RunStopped, UserError
@@ -37,8 +37,9 @@ class FeatureSpec:
     """Which output of the backbone describes an image.
 
     view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average)
-    or `activations` (flat, after the ReLU). visits: of each image, which are averaged. epoch: names random views.
-    microbatch: None for evaluation mode; else training mode, with batch norm over at most so many rows of a shard.
+    or `activations` (flat, after the ReLU). visits: of each image, which are averaged, or with `concatenate` put side
+    by side. epoch: names random views. microbatch: None for evaluation mode; else training mode, with batch norm over
+    at most so many rows of a shard.
     """
 
     view: View
@@ -47,19 +48,24 @@ class FeatureSpec:
     visits: int = 1
     epoch: int = 0
     microbatch: int | None = None
+    concatenate: bool = False
 
     @torch.no_grad()
     def describe(
-        self, backbone: Backbone, images: ImageArray, device: torch.device, seed: int = 0
+        self, backbone: nn.Module, images: ImageArray, device: torch.device, seed: int = 0
     ) -> NDArray[np.float16]:
-        """(n * visits, h, w, 3 or 2) -> (n, D) float16 features. backbone: in evaluation mode. seed: of dropout."""
+        """(n * visits, h, w, 3 or 2) -> (n, D) float16 features.
+
+        backbone: in evaluation mode; where `layer` is None any network of images. seed: of dropout.
+        """
         batches = [torch.from_numpy(part).to(device).permute(0, 3, 1, 2) for part in self._split(images)]
         maps = [self._forward(backbone, batch, seed_for(seed, "batch", i)) for i, batch in enumerate(batches)]
         rows = torch.cat([pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps])
         if self.kind == "activations":
             rows = rows.relu()
         if self.visits > 1:
-            rows = rows.float().unflatten(0, (-1, self.visits)).mean(1)
+            views = rows.float().unflatten(0, (-1, self.visits))
+            rows = views.flatten(1) if self.concatenate else views.mean(1)
         return rows.to("cpu", torch.float16).numpy()
 
     def _split(self, images: ImageArray) -> Sequence[NDArray[Any]]:
@@ -68,15 +74,16 @@ class FeatureSpec:
             return np.array_split(images, max(1, -(-len(images) // self.microbatch)))
         return [images[start : start + BATCH] for start in range(0, max(len(images), 1), BATCH)]
 
-    def _forward(self, backbone: Backbone, batch: Tensor, seed: int) -> Tensor:
+    def _forward(self, backbone: nn.Module, batch: Tensor, seed: int) -> Tensor:
+        arguments = (batch,) if self.layer is None else (batch, self.layer)
         if self.microbatch is None or len(batch) < 2:  # one row has no variance
-            return backbone(batch, self.layer)
+            return backbone(*arguments)
         with training_mode(backbone, seed):
-            return backbone(batch, self.layer)
+            return backbone(*arguments)
 
 
 def extract(
-    backbone: Backbone,
+    backbone: nn.Module,
     dataset: ImageDataset,
     workers: Workers,
     *,

@@ -68,10 +68,11 @@ def _extract(
     feature_spec = FeatureSpec(
         view,
         request.layer,
-        request.kind,
+        "flat" if request.kind == "projections" else request.kind,
         request.visits,
         epoch if view.is_random or request.training else 0,
         run.config.training.microbatch if request.training else None,
+        request.concatenate,
     )
     skipped, drawn = state.skipped, run.draw(state.round)
     missing = [shard for shard, span in enumerate(run.dataset.shards) if drawn is None or drawn[slice(*span)].any()]
@@ -80,7 +81,7 @@ def _extract(
         left_out[[item.sample for item in skipped]] = True
         missing = state.online_features.put(run.workers, version, run.dataset.shards, np.flatnonzero(left_out))
     for event in extract(
-        state.network.backbone,
+        state.network.body if request.kind == "projections" else state.network.backbone,
         run.dataset,
         run.workers,
         feature_spec=feature_spec,
@@ -100,7 +101,7 @@ def _extract(
 def _version(state: State) -> str:
     """Names the weights that features come from, so that features of other weights are never mixed in."""
     digest = sha256(str(state.round).encode())
-    for tensor in state.network.backbone.state_dict().values():
+    for tensor in state.network.body.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -27,17 +27,17 @@ def rate(settings: TrainingSettings, epoch: float) -> float:
 
 
 class Optimisers:
-    """SGD of the backbone, and SGD of the heads, which is created anew with them.
+    """SGD of the body (backbone and neck), and SGD of the heads, which is created anew with them.
 
     By default the heads have no momentum, as in DeepCluster's published code. Where the mean over heads is minimised,
     each head learns as if it were alone. loss_scale: factor on the loss that keeps fp16 gradients in range; 1 in other
     precisions.
     """
 
-    def __init__(self, backbone: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
+    def __init__(self, body: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
         self.settings, self.heads = settings, heads
         self.body = SGD(
-            backbone.parameters(),
+            body.parameters(),
             settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -57,7 +57,7 @@ class Optimisers:
         )
 
     def new_heads(self, heads: nn.Module) -> None:
-        """Replace the heads and the state of their optimiser; the backbone keeps its momentum."""
+        """Replace the heads and the state of their optimiser; the body keeps its momentum."""
         self.heads, self.head = heads, self._head(heads)
 
     def step(self, epoch: float) -> None:
