@@ -39,10 +39,12 @@ class BaseMethod:
     """The defaults of a method: a linear head per label set, cross-entropy, every sample once an epoch.
 
     resets_heads: whether each reassignment makes new heads; else those of the start are kept, and the numbers of
-    classes must not change.
+    classes must not change. trains_heads: whether optimiser steps change heads; else settings of their optimiser are
+    refused.
     """
 
     resets_heads: ClassVar[bool] = True
+    trains_heads: ClassVar[bool] = True
 
     def requested_clusters(self) -> tuple[int, ...]:
         """K of each label set as far as the settings say it; a data set must hold at least so many samples."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,6 +87,24 @@ class TwoLayerHeads(nn.Module):
     def forward(self, features: Tensor) -> list[Tensor]:
         """(n, num_features) before their ReLU -> one (n, size) per head."""
         return self.heads(self.hidden(features.relu()))
+
+
+class Prototypes(nn.Module):
+    """Heads that are not trained: cosines with prototypes, divided by a temperature.
+
+    prototypes: (size, num_features) rows of norm 1, one array per head.
+    """
+
+    def __init__(self, prototypes: Sequence[NDArray[np.generic]], temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        for number, rows in enumerate(prototypes):
+            self.register_buffer(f"prototypes_{number}", torch.from_numpy(rows).clone())
+
+    def forward(self, projections: Tensor) -> list[Tensor]:
+        """(n, num_features) rows of norm 1 -> one (n, size) per head, float32 also under autocast."""
+        with torch.autocast(projections.device.type, enabled=False):
+            return [projections.float() @ rows.T / self.temperature for rows in self.buffers()]
 
 
 def _some_classes(layer: Any, activations: Tensor, chosen: Sequence[Tensor]) -> Tensor:

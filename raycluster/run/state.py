@@ -214,6 +214,7 @@ def check_network(config: Config, *, resumes: bool = False) -> None:
     for name in objective.views:
         config.views.section(name)
     _check_gradients(config)
+    _check_head_optimiser(config)
     if request and request.online and request.visits > len(objective.views):
         raise UserError(
             f"method: seen online features of {request.visits} views; wanted at most {len(objective.views)}, in which "
@@ -242,6 +243,16 @@ def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> No
     neck = _build_neck(config, backbone)
     width = backbone.num_features if neck is None else neck.num_features
     check_head_memory(config.method.head_sizes(None), width, config.training, device)
+
+
+def _check_head_optimiser(config: Config) -> None:
+    """UserError where the optimiser of heads is set for a method that does not train them."""
+    for name, unset in (("head_lr", None), ("head_momentum", 0.0)):
+        if not config.method.trains_heads and getattr(config.training, name) != unset:
+            raise UserError(
+                f"training.{name}: seen {getattr(config.training, name)}; wanted {unset} for method "
+                f"{config.method.name}, whose heads are not trained: remove it"
+            )
 
 
 def _check_gradients(config: Config) -> None:
