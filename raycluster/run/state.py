@@ -246,11 +246,17 @@ def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> No
 
 
 def _check_head_optimiser(config: Config) -> None:
-    """UserError where the optimiser of heads is set for a method that does not train them."""
+    """UserError where the optimiser of heads is set for a method that does not train them, or lacks its own rate."""
+    training = config.training
+    if config.method.trains_heads and training.optimiser != "sgd" and training.head_lr is None:
+        raise UserError(
+            f"training.head_lr: seen null with optimiser {training.optimiser}; wanted a learning rate for the SGD of "
+            f"the heads, for which training.lr = {training.lr} is not meant"
+        )
     for name, unset in (("head_lr", None), ("head_momentum", 0.0)):
-        if not config.method.trains_heads and getattr(config.training, name) != unset:
+        if not config.method.trains_heads and getattr(training, name) != unset:
             raise UserError(
-                f"training.{name}: seen {getattr(config.training, name)}; wanted {unset} for method "
+                f"training.{name}: seen {getattr(training, name)}; wanted {unset} for method "
                 f"{config.method.name}, whose heads are not trained: remove it"
             )
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
+from raycluster.training.lars import LARS
 
 _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
+_ADAM_BETA2 = 0.999
 
 
 def rate(settings: TrainingSettings, epoch: float) -> float:
@@ -26,8 +28,17 @@ def rate(settings: TrainingSettings, epoch: float) -> float:
     return warm
 
 
+def _body_optimiser(body: nn.Module, settings: TrainingSettings) -> Optimizer:
+    parameters, lr, momentum, decay = body.parameters(), settings.lr, settings.momentum, settings.weight_decay
+    if settings.optimiser == "adamw":
+        return AdamW(parameters, lr, betas=(momentum, _ADAM_BETA2), weight_decay=decay, foreach=True)
+    if settings.optimiser == "lars":
+        return LARS(parameters, lr, momentum=momentum, weight_decay=decay)
+    return SGD(parameters, lr, momentum=momentum, weight_decay=decay, foreach=True)
+
+
 class Optimisers:
-    """SGD of the body (backbone and neck), and SGD of the heads, which is created anew with them.
+    """The optimiser of the body (backbone and neck), and SGD of the heads, which is created anew with them.
 
     By default the heads have no momentum, as in DeepCluster's published code. Where the mean over heads is minimised,
     each head learns as if it were alone. loss_scale: factor on the loss that keeps fp16 gradients in range; 1 in other
@@ -36,13 +47,7 @@ class Optimisers:
 
     def __init__(self, body: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
         self.settings, self.heads = settings, heads
-        self.body = SGD(
-            body.parameters(),
-            settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            foreach=True,
-        )
+        self.body = _body_optimiser(body, settings)
         self.head = self._head(heads)
         self.loss_scale = _FIRST_SCALE if settings.precision == "fp16" else 1.0
         self._steps_since_change = 0

@@ -15,7 +15,7 @@ from raycluster.models.heads import Heads, TwoLayerHeads
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
 from raycluster.run.state import Config
-from raycluster.types import Assignments, LabelSet
+from raycluster.types import Assignments, LabelSet, UserError
 
 LEARNING = ["training.head_lr=0.5", "training.head_momentum=0.9", "training.epochs=4", "method.reassign_every_epochs=4"]
 FOUND = Assignments(6, (LabelSet(np.array([0, 1, 2, 0, -1, 0], np.int32), 3),))
@@ -70,6 +70,14 @@ def test_the_hidden_layer_is_drawn_from_the_seed() -> None:
     one, same, other = (TwoLayerHeads(256, (5,), seed).hidden for seed in (1, 1, 2))
     assert torch.equal(one.weight, same.weight) and not torch.equal(one.weight, other.weight)
     assert one.weight.std().item() == pytest.approx(0.01, rel=0.02) and one.bias.eq(0).all()
+
+
+def test_heads_beside_adamw_need_a_rate_of_their_own(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    words = ["training.optimiser=adamw", "training.lr=1e-3", "training.weight_decay=0.05", "training.epochs=1"]
+    with pytest.raises(UserError, match=r"training.head_lr: seen null with optimiser adamw"):
+        records(tiny(tmp_path, *words))
+    (record,) = records(tiny(tmp_path, *words, "training.head_lr=0.5"))
+    assert record["loss_over_chance"] < 1.02
 
 
 def test_the_legacy_sampler_weighs_every_sample_alike() -> None:
