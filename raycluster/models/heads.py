@@ -46,6 +46,12 @@ class Heads(nn.Module):
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.averaged)
 
+    @torch.no_grad()
+    def start_from(self, head: Head) -> None:
+        """Replace weight and bias of the first head."""
+        for parameter, values in zip(self.linear[0].parameters(), head, strict=True):
+            parameter.copy_(torch.from_numpy(values))
+
     def arrays(self) -> list[Head]:
         """Copies of weight (size, num_features) and bias (size,) of each head."""
         values = [parameter.detach().cpu().numpy().copy() for parameter in self.parameters()]
