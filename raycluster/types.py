@@ -156,11 +156,12 @@ class FeatureRequest:
 
     layer: of the backbone, None for the last. kind: `flat` (the map before its ReLU), `pooled` (its global average),
     `activations` (after the ReLU: the input of the heads), `quadrants` (the maps of all layers up to this one before
-    their ReLU, each max-pooled to 2 x 2), or `seed_boxes` (4 columns, of no network: see `data.seed_boxes`). view: the
-    section of `views` that is applied, `eval` or `train`. visits: number of views per image, whose features are
-    averaged. online: use the activations of the latest visit in training where there was one. training: extract in
-    training mode: batch norm by the statistics of `training.microbatch` images, and dropout. run: directory of a
-    finished run on the same images whose network is used, None for the network in training.
+    their ReLU, each max-pooled to 2 x 2), `projections` (what the neck returns, where there is one), or `seed_boxes` (4
+    columns, of no network: see `data.seed_boxes`). view: the section of `views` that is applied. visits: number of
+    views per image, whose features are averaged, or with `concatenate` put side by side. online: use the input of the
+    heads at the latest visit in training where there was one, in the first `visits` views of the objective. training:
+    extract in training mode: batch norm by the statistics of `training.microbatch` images, and dropout. run: directory
+    of a finished run on the same images whose network is used, None for the network in training.
     """
 
     layer: str | None = None
@@ -170,6 +171,7 @@ class FeatureRequest:
     online: bool = False
     training: bool = False
     run: str | None = None
+    concatenate: bool = False
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]

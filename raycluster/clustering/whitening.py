@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from raycluster.features.matrix import FeatureStats, device, feature_stats
-from raycluster.types import Block, Features, UserError
+from raycluster.types import Block, Features, Head, UserError
 
 # 20 bits and a sign-free centre: |q| <= 2^19, so 2^14 products of 38 bits fit the 53 bits of a float64.
 _BITS = 20
@@ -56,9 +56,25 @@ def fit_whitening(features: Features, dim: int) -> Whitening:
 
 def whiten(features: Features, dim: int) -> Features:
     """Whitened features of dim columns, each row divided by its Euclidean norm; a row at the mean stays zero."""
-    whitening = fit_whitening(features, dim)
+    return apply_whitening(features, fit_whitening(features, dim))
+
+
+def apply_whitening(features: Features, whitening: Whitening) -> Features:
+    """Features whitened by what was fitted to them, each row divided by its Euclidean norm."""
     weights, unit = _exact_weights(whitening)
     return features.map(_project, whitening.mean, whitening.step, weights, unit)
+
+
+def classifier(
+    centroids: NDArray[np.floating], mean: NDArray[np.float64], projection: NDArray[np.float64], scale: float
+) -> Head:
+    """Weight (K, D) and bias (K,) that map x to `scale` times the products of (K, d) centroids with whitened x.
+
+    mean, projection: of a `Whitening`. Rows are not divided by their norm.
+    """
+    with threadpool_limits(1, user_api="blas"):  # as in `_projection`
+        weight = scale * (centroids @ projection.T)
+        return weight.astype(np.float32), -(weight @ mean).astype(np.float32)
 
 
 def _grid(stats: FeatureStats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

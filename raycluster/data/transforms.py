@@ -1,6 +1,7 @@
 """Data augmentation: crop, flip and colour, drawn from the generator of a visit.
 
-The distributions are those of torchvision's RandomResizedCrop, RandomCrop, CenterCrop, ColorJitter and RandomGrayscale.
+The distributions are those of torchvision's RandomResizedCrop, RandomCrop, CenterCrop, ColorJitter, RandomGrayscale,
+GaussianBlur and RandomSolarize.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ Strength = Annotated[float, Field(ge=0)]
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10  # at a random resized crop, as in torchvision
-_DRAWS = 2 * _ATTEMPTS + 24  # at least as many as one view consumes
+_DRAWS = 2 * _ATTEMPTS + 28  # at least as many as one view consumes
 _MAX_RESIZED = 2**26  # pixels of an image that is scaled before it is padded
+_SOLARIZED = 128  # values from here on are inverted
+_SIGMA = (0.1, 2.0)  # of SimCLR, and of what followed it
 _ORDERS = list(permutations(range(4)))
 
 
@@ -45,8 +48,10 @@ class View:
     side before a random crop of `size`. patch: a random, scaled and rotated square near the box of a sample, or near
     the centre, instead of a crop. fixed_crop: the random crop of an image is the same in every visit. flip,
     vertical_flip: probabilities of a horizontal and of a vertical flip. brightness, contrast, saturation: x for
-    factors from 1 - x to 1 + x. hue: x for shifts from -x to x of the colour circle. grayscale: probability of
-    conversion to gray. equalize, autocontrast: probabilities of equalizing the histogram of each channel, or of
+    factors from 1 - x to 1 + x. hue: x for shifts from -x to x of the colour circle. jitter: probability that these
+    four are applied. grayscale: probability of conversion to gray. blur: probability of a Gaussian blur. blur_sigma:
+    range of its standard deviation in pixels of the result, null for 0.1 to 2. solarize: probability of inverting
+    values from 128 on. equalize, autocontrast: probabilities of equalizing the histogram of each channel, or of
     stretching it to the full range. sharpness: x for a factor from 1 - x (blurred) to 1 + x, if neither is applied.
     colour_components: range of the factors by which colours deviate more from their mean along each of their principal
     components. hsv: powers, factors and offsets of saturation and value, and shifts of the hue.
@@ -66,7 +71,11 @@ class View:
     contrast: Strength = 0.0
     saturation: Strength = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    jitter: Share = 1.0
     grayscale: Share = 0.0
+    blur: Share = 0.0
+    blur_sigma: tuple[Annotated[float, Field(gt=0, le=100)], Annotated[float, Field(gt=0, le=100)]] | None = None
+    solarize: Share = 0.0
     equalize: Share = 0.0
     autocontrast: Share = 0.0
     sharpness: Strength = 0.0
@@ -86,8 +95,8 @@ class View:
 
     @property
     def filters(self) -> bool:
-        """Whether histogram or sharpness vary."""
-        return bool(self.equalize or self.autocontrast or self.sharpness)
+        """Whether histogram, sharpness, blur or solarization vary."""
+        return bool(self.equalize or self.autocontrast or self.sharpness or self.blur or self.solarize)
 
     @property
     def recolours(self) -> bool:
@@ -189,12 +198,12 @@ def _augmented(
     flipped = next(draws) < view.flip
     if view.recolours:
         pixels = _recoloured(pixels, view, draws)
-    if view.jitters:
+    if view.jitters and (view.jitter == 1 or next(draws) < view.jitter):
         pixels = _pixels(_jittered(Image.fromarray(pixels), view, draws))
     if view.grayscale and next(draws) < view.grayscale:
         pixels = _pixels(Image.fromarray(pixels).convert("L").convert("RGB"))
     if view.filters:
-        pixels = _pixels(_filtered(Image.fromarray(pixels), view, draws))
+        pixels = _filtered(pixels, view, draws)
     if view.vertical_flip and next(draws) < view.vertical_flip:
         pixels = pixels[::-1]
     return np.asarray(cv2.flip(pixels, 1), np.uint8) if flipped else pixels  # NumPy's reversed copy is slow
@@ -228,6 +237,10 @@ def random_box(width: int, height: int, view: View, draws: Iterator[float]) -> B
 def _config_errors(view: View) -> Iterator[str]:
     if view.crop_ratio is not None and view.crop_scale is None:
         yield f"crop_ratio = {list(view.crop_ratio)} has no effect without crop_scale; set that or drop this"
+    if view.jitter != 1 and not view.jitters:
+        yield f"jitter = {view.jitter} has no effect without brightness, contrast, saturation or hue; drop it"
+    if view.blur_sigma is not None and not view.blur:
+        yield f"blur_sigma = {list(view.blur_sigma)} has no effect without blur; set that or drop this"
     for name, pair in _ranges(view):
         if pair is not None and (pair[0] > pair[1] or pair[1] == 0):
             yield f"{name} = {list(pair)} should be [low, high] with low <= high and high > 0"
@@ -344,7 +357,18 @@ def _jittered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.I
     return jitter(image, (brightness, contrast, saturation, _between(-view.hue, view.hue, next(draws))), order)
 
 
-def _filtered(image: Image.Image, view: View, draws: Iterator[float]) -> Image.Image:
+def _filtered(pixels: NDArray[np.uint8], view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
+    if view.blur and next(draws) < view.blur:
+        sigma = _between(*(view.blur_sigma or _SIGMA), next(draws))
+        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), np.uint8)
+    if view.solarize and next(draws) < view.solarize:
+        pixels = np.where(pixels < _SOLARIZED, pixels, 255 - pixels)
+    if view.equalize or view.autocontrast or view.sharpness:
+        pixels = _pixels(_corrected(Image.fromarray(pixels), view, draws))
+    return pixels
+
+
+def _corrected(image: Image.Image, view: View, draws: Iterator[float]) -> Image.Image:
     choice, strength = next(draws), next(draws)
     if choice < view.equalize:
         return ImageOps.equalize(image)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from raycluster.data.dataset import ImageDataset
 from raycluster.data.epoch_plan import shard_chunks
@@ -39,9 +39,9 @@ class FeatureSpec:
 
     view: what it sees. layer: whose output before its ReLU, None for the last. kind: `flat`, `pooled` (global average),
     `activations` (flat, after the ReLU), `quadrants` (the maps of all layers up to this one, each max-pooled to 2 x 2)
-    or `seed_boxes` (the boxes of seeds, of no network). visits: of each image, which are averaged. epoch: names random
-    views. microbatch: None for evaluation mode; else training mode, with batch norm over at most so many rows of a
-    shard.
+    or `seed_boxes` (the boxes of seeds, of no network). visits: of each image, which are averaged, or with
+    `concatenate` put side by side. epoch: names random views. microbatch: None for evaluation mode; else training mode,
+    with batch norm over at most so many rows of a shard.
     """
 
     view: View
@@ -50,6 +50,7 @@ class FeatureSpec:
     visits: int = 1
     epoch: int = 0
     microbatch: int | None = None
+    concatenate: bool = False
 
     @property
     def rendered(self) -> View | SeedBox:
@@ -58,11 +59,11 @@ class FeatureSpec:
 
     @torch.no_grad()
     def describe(
-        self, backbone: Backbone, images: ImageArray, device: torch.device, seed: int = 0
+        self, backbone: nn.Module, images: ImageArray, device: torch.device, seed: int = 0
     ) -> NDArray[np.floating]:
         """(n * visits, h, w, 3 or 2) -> (n, D) float16 features; boxes (n, 4) float32 as they are.
 
-        backbone: in evaluation mode. seed: of dropout.
+        backbone: in evaluation mode; where `layer` is None any network of images. seed: of dropout.
         """
         if self.kind == "seed_boxes":
             return images
@@ -72,7 +73,8 @@ class FeatureSpec:
         if self.kind == "activations":
             rows = rows.relu()
         if self.visits > 1:
-            rows = rows.float().unflatten(0, (-1, self.visits)).mean(1)
+            views = rows.float().unflatten(0, (-1, self.visits))
+            rows = views.flatten(1) if self.concatenate else views.mean(1)
         return rows.to("cpu", torch.float16).numpy()
 
     def _split(self, images: ImageArray) -> Sequence[NDArray[Any]]:
@@ -81,18 +83,22 @@ class FeatureSpec:
             return np.array_split(images, max(1, -(-len(images) // self.microbatch)))
         return [images[start : start + BATCH] for start in range(0, max(len(images), 1), BATCH)]
 
-    def _forward(self, backbone: Backbone, batch: Tensor, seed: int) -> Tensor:
+    def _forward(self, backbone: nn.Module, batch: Tensor, seed: int) -> Tensor:
         if self.microbatch is None or len(batch) < 2:  # one row has no variance
             return self._output(backbone, batch)
         with training_mode(backbone, seed):
             return self._output(backbone, batch)
 
-    def _output(self, backbone: Backbone, batch: Tensor) -> Tensor:
-        return quadrants(backbone, batch, self.layer) if self.kind == "quadrants" else backbone(batch, self.layer)
+    def _output(self, backbone: nn.Module, batch: Tensor) -> Tensor:
+        if self.kind == "quadrants":
+            assert isinstance(backbone, Backbone)
+            return quadrants(backbone, batch, self.layer)
+        output: Tensor = backbone(batch) if self.layer is None else backbone(batch, self.layer)
+        return output
 
 
 def extract(
-    backbone: Backbone,
+    backbone: nn.Module,
     dataset: ImageDataset,
     workers: Workers,
     *,

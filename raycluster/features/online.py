@@ -1,8 +1,8 @@
 """Features gathered during training instead of a pass over all images: of each sample those of its latest visit.
 
-They are the inputs of the heads: of the augmented image, in training mode, with the weights of that step. Which visit
-is the latest follows from the epoch plan alone, and rows are written with every checkpoint. Hence neither the number of
-workers nor interruptions change the features that a round is assigned from.
+They are the inputs of the heads in one or several views of the image, augmented, in training mode, with the weights of
+that step. Which visit is the latest follows from the epoch plan alone, and rows are written with every checkpoint.
+Hence neither the number of workers nor interruptions change the features that a round is assigned from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from raycluster.io import storage
 from raycluster.io.npz import read_npz
 from raycluster.runtime.workers import Workers
-from raycluster.types import Block
+from raycluster.types import Block, FeatureRequest
 
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{16}\.npz$")
 
@@ -38,11 +38,15 @@ class FeatureRows(NamedTuple):
 class OnlineFeatureBank:
     """The features this worker gathered: a forward pre-hook of the heads. `register_batch` precedes each forward pass.
 
-    folder: URI where rows are written. copies: rows per image that the network sees; the first one is kept.
+    folder: URI where rows are written. request: what is kept: of its first `visits` views, the input of the heads side
+    by side. num_views: that a step shows of each image. copies: rows per image that the network sees in a view; the
+    first one is kept.
     """
 
-    def __init__(self, folder: str, *, copies: int = 1) -> None:
-        self._folder, self._copies = folder, copies
+    def __init__(self, folder: str, request: FeatureRequest, *, num_views: int = 1, copies: int = 1) -> None:
+        self._folder, self._request, self._num_views, self._copies = folder, request, num_views, copies
+        self._views: list[NDArray[np.float16]] = []  # of the forward pass that is under way
+        self._passes = 0  # of the heads, one for each view
         self._expected: deque[tuple[NDArray[np.int64], NDArray[np.int64]]] = deque()
         self._rows: list[FeatureRows] = []
         self._written = 0  # number of `_rows` that are in files
@@ -52,8 +56,18 @@ class OnlineFeatureBank:
         self._expected.append((samples, first_time + np.arange(len(samples))))
 
     def __call__(self, heads: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Keep the input of the heads: (rows, D) before its ReLU."""
-        values = inputs[0].detach()[:: self._copies].relu().cpu().half().numpy()
+        """Keep the input of the heads: (rows, D), in one of the views."""
+        view, visits = self._passes % self._num_views, self._request.visits
+        self._passes += 1
+        if view < visits:
+            values = inputs[0].detach()[:: self._copies]
+            values = values.relu() if self._request.kind == "activations" else values
+            self._views.append(values.cpu().half().numpy())
+        if view == visits - 1:
+            self._keep(np.hstack(self._views))
+            self._views = []
+
+    def _keep(self, values: NDArray[np.float16]) -> None:
         while len(values):
             samples, times = self._expected.popleft()
             here, values = values[: len(samples)], values[len(samples) :]

@@ -15,6 +15,7 @@ from torch import nn
 
 from raycluster.data.sampling import one_visit_each
 from raycluster.models.heads import Heads
+from raycluster.models.neck import Neck
 from raycluster.training.objective import CrossEntropy, Objective
 from raycluster.types import Assignments, Crops, FeatureRequest, Features
 
@@ -38,10 +39,12 @@ class BaseMethod:
     """The defaults of a method: a linear head per label set, cross-entropy, every sample once an epoch.
 
     resets_heads: whether each reassignment makes new heads; else those of the start are kept, and the numbers of
-    classes must not change.
+    classes must not change. trains_heads: whether optimiser steps change heads; else settings of their optimiser are
+    refused.
     """
 
     resets_heads: ClassVar[bool] = True
+    trains_heads: ClassVar[bool] = True
 
     def requested_clusters(self) -> tuple[int, ...]:
         """K of each label set as far as the settings say it; a data set must hold at least so many samples."""
@@ -79,13 +82,21 @@ class BaseMethod:
         """Classes of each head for the label sets; assignments: None for those that the settings ask for."""
         return self.requested_clusters() if assignments is None else assignments.num_classes
 
+    def neck(self, width: int, seed: int) -> Neck | None:
+        """What the heads read the backbone through, trained and kept with it; None for nothing.
+
+        width: of the features of the backbone, before their ReLU.
+        """
+        return None
+
     def heads(
         self, width: int, assignments: Assignments | None, *, auxiliary: tuple[int, ...], seed: int
     ) -> nn.Module | None:
         """New heads for the label sets just found, and after them the auxiliary ones; None keeps those there are.
 
-        width: of the features that heads read, before their ReLU. assignments: None for the heads of the start, which
-        a method must not leave out. auxiliary: numbers of classes. Returns (n, width) -> one (n, classes) per head.
+        width: of what heads read: of the neck if there is one, else of the features before their ReLU. assignments:
+        None for the heads of the start, which a method must not leave out. auxiliary: numbers of classes. Returns
+        (n, width) -> one (n, classes) per head.
         """
         if assignments is not None and not self.resets_heads:
             return None

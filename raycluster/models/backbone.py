@@ -66,7 +66,7 @@ class Backbone(nn.Module):
 
 
 @contextmanager
-def training_mode(backbone: Backbone, seed: int) -> Iterator[None]:
+def training_mode(backbone: nn.Module, seed: int) -> Iterator[None]:
     """Forward passes as in training, with all rows as one microbatch of this seed, but running statistics stay."""
     norms = [module for module in backbone.modules() if isinstance(module, GhostBatchNorm)]
     microbatches, was_training = [norm.microbatch for norm in norms], backbone.training

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,6 +43,12 @@ class Heads(nn.Module):
         """Multiply the gradients of the averaged heads by their number, as if each head were alone."""
         if self.averaged > 1:
             _scale_gradients(self.linear[: self.averaged], self.averaged)
+
+    @torch.no_grad()
+    def start_from(self, head: Head) -> None:
+        """Replace weight and bias of the first head."""
+        for parameter, values in zip(self.linear[0].parameters(), head, strict=True):
+            parameter.copy_(torch.from_numpy(values))
 
     def arrays(self) -> list[Head]:
         """Copies of weight (size, num_features) and bias (size,) of each head."""
@@ -93,6 +101,24 @@ def _scale_gradients(heads: nn.ModuleList, factor: int) -> None:
     for parameter in heads.parameters():
         if parameter.grad is not None:
             parameter.grad.mul_(factor)
+
+
+class Prototypes(nn.Module):
+    """Heads that are not trained: cosines with prototypes, divided by a temperature.
+
+    prototypes: (size, num_features) rows of norm 1, one array per head.
+    """
+
+    def __init__(self, prototypes: Sequence[NDArray[np.generic]], temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        for number, rows in enumerate(prototypes):
+            self.register_buffer(f"prototypes_{number}", torch.from_numpy(rows).clone())
+
+    def forward(self, projections: Tensor) -> list[Tensor]:
+        """(n, num_features) rows of norm 1 -> one (n, size) per head, float32 also under autocast."""
+        with torch.autocast(projections.device.type, enabled=False):
+            return [projections.float() @ rows.T / self.temperature for rows in self.buffers()]
 
 
 def _some_classes(layer: Any, activations: Tensor, chosen: Sequence[Tensor]) -> Tensor:

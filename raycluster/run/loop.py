@@ -78,7 +78,7 @@ def adopt(run: Run, state: State, found: Reassignment) -> None:
     state.assignments, state.assigned, state.skipped = found.assignments, state.round, found.skipped
     for phase, seconds in found.seconds.items():
         state.running_sums[f"seconds_{phase}"] += seconds
-    heads = build_heads(config, state.network.backbone.num_features, found.assignments, state.round)
+    heads = build_heads(config, state.network.num_features, found.assignments, state.round)
     if heads is not None:
         state.network.heads = heads.to(run.workers.device)
         state.optimisers.new_heads(state.network.heads)
@@ -92,7 +92,8 @@ def _open_online_features(run: Run, state: State) -> OnlineFeatureBank | None:
     request = run.config.method.feature_request(state.round)
     if request is None or not request.online:
         return None
-    bank = OnlineFeatureBank(RunPaths(run.config.run.dir).online_features, copies=state.objective.copies)
+    objective, folder = state.objective, RunPaths(run.config.run.dir).online_features
+    bank = OnlineFeatureBank(folder, request, num_views=len(objective.views), copies=objective.copies)
     bank.read(run.workers, run.position(state.round, state.step))
     return bank
 

@@ -9,6 +9,7 @@ from hashlib import sha256
 
 import numpy as np
 import torch
+from torch import nn
 from numpy.typing import NDArray
 
 from raycluster.evaluation.metrics import balance
@@ -19,7 +20,6 @@ from raycluster.features.interruptible import Interruptible
 from raycluster.features.matrix import sample_ids
 from raycluster.io.run_paths import RunPaths
 from raycluster.methods.base import AssignmentContext
-from raycluster.models.backbone import Backbone
 from raycluster.models.export import load_backbone
 from raycluster.run.directory import write_skipped
 from raycluster.run.state import Run, State
@@ -44,12 +44,12 @@ def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
     """
     workers, started_at = run.workers, time.monotonic()
     request = run.config.method.feature_request(state.round)
-    backbone = _described(state, request, workers.device)
-    version = workers.run_on_rank_zero(_version, state.round, backbone)
+    network = _described(state, request, workers.device)
+    version = workers.run_on_rank_zero(_version, state.round, network)
     skipped, again = state.skipped, False
     while True:
         if request is not None:
-            skipped = yield from _extract(run, state, request, backbone, version, again=again)
+            skipped = yield from _extract(run, state, request, network, version, again=again)
         extracted_at = time.monotonic()
         sizes = " + ".join(map(str, run.config.method.requested_clusters()))
         yield Progress("clustering", 0, 1, f"into {sizes}" if sizes else "")
@@ -66,17 +66,18 @@ def reassign(run: Run, state: State) -> Generator[Event, None, Reassignment]:
 
 
 def _extract(
-    run: Run, state: State, request: FeatureRequest, backbone: Backbone, version: str, *, again: bool
+    run: Run, state: State, request: FeatureRequest, network: nn.Module, version: str, *, again: bool
 ) -> Generator[Event, None, list[SkippedImage]]:
     """Extract the requested features of every readable sample; returns all skipped images. again: not the first."""
     view, epoch = run.config.views.section(request.view), -1 - state.round  # epochs of training begin with 0
     feature_spec = FeatureSpec(
         view,
         request.layer,
-        request.kind,
+        "flat" if request.kind == "projections" else request.kind,
         request.visits,
         epoch if view.is_random or request.training else 0,
         run.config.training.microbatch if request.training else None,
+        request.concatenate,
     )
     skipped, drawn = state.skipped, run.draw(state.round)
     missing = [shard for shard, span in enumerate(run.dataset.shards) if drawn is None or drawn[slice(*span)].any()]
@@ -85,7 +86,7 @@ def _extract(
         left_out[[item.sample for item in skipped]] = True
         missing = state.online_features.put(run.workers, version, run.dataset.shards, np.flatnonzero(left_out))
     for event in extract(
-        backbone,
+        network,
         run.dataset,
         run.workers,
         feature_spec=feature_spec,
@@ -102,17 +103,17 @@ def _extract(
     return skipped
 
 
-def _described(state: State, request: FeatureRequest | None, device: torch.device) -> Backbone:
+def _described(state: State, request: FeatureRequest | None, device: torch.device) -> nn.Module:
     """The network whose features are requested."""
-    if request is None or request.run is None:
-        return state.network.backbone
-    return load_backbone(request.run).to(device)
+    if request is not None and request.run is not None:
+        return load_backbone(request.run).to(device)
+    return state.network.body if request is not None and request.kind == "projections" else state.network.backbone
 
 
-def _version(round: int, backbone: Backbone) -> str:
+def _version(round: int, network: nn.Module) -> str:
     """Names the weights that features come from, so that features of other weights are never mixed in."""
     digest = sha256(str(round).encode())
-    for tensor in backbone.state_dict().values():
+    for tensor in network.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

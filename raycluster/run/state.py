@@ -28,6 +28,7 @@ from raycluster.io import storage
 from raycluster.io.run_paths import RunPaths
 from raycluster.models.backbone import Backbone
 from raycluster.models.export import load_backbone, load_weights
+from raycluster.models.neck import Neck
 from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
 from raycluster.run.directory import (
     check_directory,
@@ -223,12 +224,16 @@ def check_network(config: Config, *, resumes: bool = False) -> None:
     for name in objective.views:
         config.views.section(name)
     _check_gradients(config)
-    if request and request.online and len(objective.views) > 1:
-        raise UserError("method: online features need an objective with a single view; use extracted features")
+    _check_head_optimiser(config)
+    if request and request.online and request.visits > len(objective.views):
+        raise UserError(
+            f"method: seen online features of {request.visits} views; wanted at most {len(objective.views)}, in which "
+            "training sees an image"
+        )
     if request and request.visits > 1 and not config.views.section(request.view).is_random:
         raise UserError(
-            f"method averages {request.visits} views of an image, but views.{request.view} is always the same: "
-            "average 1, or let it crop or vary at random"
+            f"method {'joins' if request.concatenate else 'averages'} {request.visits} views of an image, but "
+            f"views.{request.view} is always the same: let it crop or vary at random, or take 1"
         )
     backbone = config.model.build(0)
     if config.run.workers == 0:
@@ -270,7 +275,25 @@ def _check_layer(name: str, backbone: Backbone, path: str, layer: str | None) ->
 
 
 def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> None:
-    check_head_memory(config.method.head_sizes(None), backbone.num_features, config.training, device)
+    neck = _build_neck(config, backbone)
+    width = backbone.num_features if neck is None else neck.num_features
+    check_head_memory(config.method.head_sizes(None), width, config.training, device)
+
+
+def _check_head_optimiser(config: Config) -> None:
+    """UserError where the optimiser of heads is set for a method that does not train them, or lacks its own rate."""
+    training = config.training
+    if config.method.trains_heads and training.optimiser != "sgd" and training.head_lr is None:
+        raise UserError(
+            f"training.head_lr: seen null with optimiser {training.optimiser}; wanted a learning rate for the SGD of "
+            f"the heads, for which training.lr = {training.lr} is not meant"
+        )
+    for name, unset in (("head_lr", None), ("head_momentum", 0.0)):
+        if not config.method.trains_heads and getattr(training, name) != unset:
+            raise UserError(
+                f"training.{name}: seen {getattr(training, name)}; wanted {unset} for method "
+                f"{config.method.name}, whose heads are not trained: remove it"
+            )
 
 
 def _check_gradients(config: Config) -> None:
@@ -306,6 +329,11 @@ def build_objective(config: Config, assignments: Assignments | None) -> Objectiv
     return with_rotation(objective) if config.training.rotation else objective
 
 
+def _build_neck(config: Config, backbone: Backbone) -> Neck | None:
+    neck: Neck | None = config.method.neck(backbone.num_features, seed_for(config.seed, "neck"))
+    return neck
+
+
 def build_heads(config: Config, width: int, assignments: Assignments | None, round: int) -> nn.Module | None:
     """The heads that the method makes for assignments of this round, None if it keeps those there are."""
     auxiliary, seed = build_objective(config, assignments).auxiliary, seed_for(config.seed, "head", round)
@@ -316,9 +344,11 @@ def build_heads(config: Config, width: int, assignments: Assignments | None, rou
 def fresh_network(config: Config, device: torch.device) -> Network:
     """The untrained network: its weights follow from the seed alone."""
     backbone = config.model.build(seed_for(config.seed, "backbone"))
-    heads = build_heads(config, backbone.num_features, None, 0)
+    network = Network(backbone, nn.Identity(), _build_neck(config, backbone))
+    heads = build_heads(config, network.num_features, None, 0)
     assert heads is not None, f"{config.method.name} makes no heads to start with"
-    return Network(backbone, heads).to(device)
+    network.heads = heads
+    return network.to(device)
 
 
 def restore(run: Run) -> State:
@@ -330,15 +360,15 @@ def restore(run: Run) -> State:
     if saved is None:
         if config.model.weights:
             load_weights(network.backbone, config.model.weights)
-        optimisers = Optimisers(network.backbone, network.heads, config.training)
+        optimisers = Optimisers(network.body, network.heads, config.training)
         return State(network, optimisers, build_objective(config, None))
     assignments = _unpack_assignments(saved["assignments"])
     if assignments is not None:
-        heads = build_heads(config, network.backbone.num_features, assignments, saved["assigned"])
+        heads = build_heads(config, network.num_features, assignments, saved["assigned"])
         network.heads = (heads or network.heads).to(device)
     _check_head_sizes(saved["head_shapes"], network.heads)
     network.load_state_dict(saved["network"])
-    optimisers = Optimisers(network.backbone, network.heads, config.training)
+    optimisers = Optimisers(network.body, network.heads, config.training)
     optimisers.load_state_dict(saved["optimisers"])
     objective = build_objective(config, assignments)
     objective.load_state_dict(saved["objective"])

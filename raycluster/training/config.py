@@ -28,27 +28,29 @@ class TrainingSettings:
     """How labels train the network.
 
     epochs: length of the run. images_per_round: so many images are drawn at random for each round, of which features
-    are extracted, clustered and trained on; null for all (algorithm 2 of Caron's thesis). An epoch is then a pass
-    over the drawn ones. global_batch: rows of one optimiser step, whatever the number of workers. microbatch:
-    rows that share batch norm statistics and go to the same worker. lr, momentum, weight_decay: SGD of the backbone.
-    head_lr: of each head, as if it were alone, null for the same as lr; the backbone learns from the mean of the loss
-    over heads. head_momentum: of the heads. layers: exceptions by name: a layer of the backbone, `heads`, or `biases`
-    of all layers, whose factor multiplies that of their layer. schedule: `constant`, `cosine` to zero, or `step`: times
-    decay (one factor, or one for each; null for 0.1) at each of milestones, in epochs. warmup_epochs: linear warm-up,
-    on top of any schedule. mode: `exact` is bitwise identical for any number of workers on the same kind of hardware,
-    `fast` agrees to about 1e-5. precision: of the forward and backward pass of a step; weights, gradients and the input
-    layer are always float32. `fp32` is float32 throughout; `tf32` lets CUDA round the inputs of convolutions and matrix
-    products to TensorFloat-32; `bf16` and `fp16` use autocast. threads: per worker on a CPU; changes the result.
-    forward_rows: in fast mode, at most so many rows share a forward pass, which bounds memory; null for 256. rotation:
-    one more head predicts rotations (4-way); each image then becomes four rows, and only the upright one has labels.
-    partial_softmax: the softmax runs over so many clusters, those of the labels in a microbatch and drawn ones; null
-    for all.
+    are extracted, clustered and trained on; null for all (algorithm 2 of Caron's thesis). An epoch is then a pass over
+    the drawn ones. global_batch: rows of one optimiser step, whatever the number of workers. microbatch: rows that
+    share batch norm statistics and go to the same worker. optimiser: of the backbone: `sgd`, `adamw`, or `lars`, for
+    large batches. lr, momentum, weight_decay: of this optimiser; for adamw the momentum is beta1. head_lr: of each
+    head, as if it were alone, null for the same as lr; the backbone learns from the mean of the loss over heads. The
+    optimiser of heads is always SGD. head_momentum: of the heads. layers: exceptions by name: a layer of the backbone,
+    `neck`, `heads`, or `biases` of all layers, whose factor multiplies that of their layer. schedule: `constant`,
+    `cosine` to zero, or `step`: times decay (one factor, or one for each; null for 0.1) at each of milestones, in
+    epochs. warmup_epochs: linear warm-up, on top of any schedule. mode: `exact` is bitwise identical for any number of
+    workers on the same kind of hardware, `fast` agrees to about 1e-5. precision: of the forward and backward pass of a
+    step; weights, gradients and the input layer are always float32. `fp32` is float32 throughout; `tf32` lets CUDA
+    round the inputs of convolutions and matrix products to TensorFloat-32; `bf16` and `fp16` use autocast. threads: per
+    worker on a CPU; changes the result. forward_rows: in fast mode, at most so many rows share a forward pass, which
+    bounds memory; null for 256. rotation: one more head predicts rotations (4-way); each image then becomes four rows,
+    and only the upright one has labels. partial_softmax: the softmax runs over so many clusters, those of the labels in
+    a microbatch and drawn ones; null for all.
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
     images_per_round: Annotated[int, Field(ge=1)] | None = None
     global_batch: Annotated[int, Field(ge=2)] = 256
     microbatch: Annotated[int, Field(ge=2)] = 32
+    optimiser: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5

@@ -30,11 +30,12 @@ class Batch(NamedTuple):
 class Objective:
     """The loss of a method, and how the rows of a batch become those that the network sees.
 
-    views: sections of `views` in which each sample is seen. copies: rows that `expand` makes of one. auxiliary:
-    numbers of classes of further heads, after those of the label sets. metrics: names of what `measure` returns.
+    views: sections of `views` in which each sample is seen; one may occur several times. copies: rows that `expand`
+    makes of one. auxiliary: numbers of classes of further heads, after those of the label sets. metrics: names of what
+    `measure` returns.
     """
 
-    views: ClassVar[tuple[str, ...]] = ("train",)
+    views: tuple[str, ...] = ("train",)
     copies: ClassVar[int] = 1
     auxiliary: ClassVar[tuple[int, ...]] = ()
     metrics: tuple[str, ...] = ()

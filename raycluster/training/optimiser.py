@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from raycluster.models.heads import Heads
 from raycluster.training.config import TrainingSettings
+from raycluster.training.lars import LARS
 
 HEADS, BIASES = "heads", "biases"
 Named = tuple[str, str, Tensor]
 """Layer, name and value of a parameter."""
 
 _FIRST_SCALE, _SMALLEST_SCALE, _STEPS_BEFORE_GROWTH = 2.0**16, 2.0**-14, 2000
+_ADAM_BETA2 = 0.999
 
 
 def rate(settings: TrainingSettings, epoch: float) -> float:
@@ -34,18 +36,27 @@ def rate(settings: TrainingSettings, epoch: float) -> float:
     return warm
 
 
+def _body_optimiser(groups: list[dict[str, Any]], settings: TrainingSettings) -> Optimizer:
+    lr, momentum = settings.lr, settings.momentum
+    if settings.optimiser == "adamw":
+        return AdamW(groups, lr, betas=(momentum, _ADAM_BETA2), foreach=True)
+    if settings.optimiser == "lars":
+        return LARS(groups, lr, momentum=momentum)
+    return SGD(groups, lr, momentum=momentum, foreach=True)
+
+
 class Optimisers:
-    """SGD of the backbone, and SGD of the heads, which is created anew with them.
+    """The optimiser of the body (backbone and neck), and SGD of the heads, which is created anew with them.
 
     By default the heads have no momentum, as in DeepCluster's published code. Where the mean over heads is minimised,
     each head learns as if it were alone. `training.layers` sets layers apart. loss_scale: factor on the loss that keeps
     fp16 gradients in range; 1 in other precisions.
     """
 
-    def __init__(self, backbone: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
+    def __init__(self, body: nn.Module, heads: nn.Module, settings: TrainingSettings) -> None:
         self.settings, self.heads = settings, heads
-        groups, self._body_factors = _groups(settings, _body_parameters(backbone))
-        self.body = SGD(groups, settings.lr, momentum=settings.momentum, foreach=True)
+        groups, self._body_factors = _groups(settings, _body_parameters(body))
+        self.body = _body_optimiser(groups, settings)
         self.head = self._head(heads)
         self.loss_scale = _FIRST_SCALE if settings.precision == "fp16" else 1.0
         self._steps_since_change = 0
@@ -57,7 +68,7 @@ class Optimisers:
         return SGD(groups, lr, momentum=self.settings.head_momentum, foreach=True)
 
     def new_heads(self, heads: nn.Module) -> None:
-        """Replace the heads and the state of their optimiser; the backbone keeps its momentum."""
+        """Replace the heads and the state of their optimiser; the body keeps its momentum."""
         self.heads, self.head = heads, self._head(heads)
 
     def step(self, epoch: float) -> None:
@@ -107,10 +118,10 @@ def layer_names(backbone: nn.Module) -> list[str]:
     return [*dict.fromkeys(layer for layer, _, _ in _body_parameters(backbone)), HEADS, BIASES]
 
 
-def _body_parameters(backbone: nn.Module) -> Iterator[Named]:
-    """The parameters of a backbone: `body.fc1.2.weight` belongs to the layer fc1."""
-    for name, parameter in backbone.named_parameters():
-        yield name.removeprefix("body.").split(".")[0], name, parameter
+def _body_parameters(body: nn.Module) -> Iterator[Named]:
+    """The parameters of a backbone, or of one and its neck: `body.fc1.2.weight` belongs to the layer fc1."""
+    for name, parameter in body.named_parameters():
+        yield name.removeprefix("backbone.").removeprefix("body.").split(".")[0], name, parameter
 
 
 def _groups(settings: TrainingSettings, named: Iterable[Named]) -> tuple[list[dict[str, Any]], list[float]]:

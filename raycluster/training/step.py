@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from math import isfinite
@@ -15,6 +16,7 @@ from raycluster.models.backbone import Backbone
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.dropout import SeededDropout
 from raycluster.models.heads import Heads, HierarchicalHeads
+from raycluster.models.neck import Neck
 from raycluster.training.config import TrainingSettings
 from raycluster.training.determinism import reproducible
 from raycluster.training.gradient_buffer import FixedPoint, Sums
@@ -53,15 +55,25 @@ class StepResult(NamedTuple):
 
 
 class Network(nn.Module):
-    """Backbone and heads: images in one or several views -> logits per view and head."""
+    """Backbone, neck and heads: images in one or several views -> logits per view and head.
 
-    def __init__(self, backbone: Backbone, heads: nn.Module) -> None:
+    neck: what heads read the backbone through, trained and kept with it; None for nothing. num_features: width of what
+    the heads read.
+    """
+
+    def __init__(self, backbone: Backbone, heads: nn.Module, neck: Neck | None = None) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone, heads
+        self.num_features = backbone.num_features if neck is None else neck.num_features
+        self.backbone, self.neck, self.heads = backbone, neck or nn.Identity(), heads
+
+    @property
+    def body(self) -> nn.Module:
+        """All but the heads: images -> what the heads read."""
+        return nn.Sequential(OrderedDict(backbone=self.backbone, neck=self.neck))
 
     def forward(self, *views: Tensor) -> list[list[Tensor]]:
         """(n, 3, h, w) per view -> per view, one (n, classes) per head."""
-        return [self.heads(self.backbone(images)) for images in views]
+        return [self.heads(self.neck(self.backbone(images))) for images in views]
 
 
 def no_reduce(tensor: Tensor) -> None:

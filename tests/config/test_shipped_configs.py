@@ -80,7 +80,7 @@ def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
         overrides.append("method.num_clusters=3")
     if "num_super_clusters" in path.read_text():
         overrides.append("method.num_super_clusters=3")
-    if re.search("name: (deepcluster|pic)", path.read_text()):
+    if re.search(r"name: (deepcluster|pic)\b", path.read_text()):
         overrides.append("method.pca_dim=8")  # not more than there are images
     config = load(SweepConfig if path in SEARCHES else Config, path, overrides)
     if isinstance(config, SweepConfig):

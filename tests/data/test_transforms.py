@@ -3,7 +3,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from pydantic import ValidationError
 
 from raycluster.data.decode import BrokenImage, decode, opened
@@ -238,6 +238,53 @@ def test_equalize_autocontrast_and_sharpness_exclude_each_other(draw) -> None:
     assert np.abs(np.mean(kinds, axis=0) - 1 / 3).max() < 0.06
 
 
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """A separable convolution with a sampled Gaussian, reflected at the edges."""
+    reach = np.arange(-10, 11)
+    weights = np.exp(-(reach**2) / (2 * sigma**2))
+    padded = np.pad(image.astype(float), ((10, 10), (10, 10), (0, 0)), mode="reflect")
+    for axis in (0, 1):
+        padded = np.apply_along_axis(np.convolve, axis, padded, weights / weights.sum(), "valid")
+    return padded
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.6, 1.3, 2.0])
+def test_a_blur_is_a_convolution_with_a_gaussian(draw, sigma: float) -> None:
+    image = draw(40, 40)
+    seen = apply(image, View(size=40, blur=1, blur_sigma=(sigma, sigma)), np.random.default_rng(0))
+    assert np.abs(seen - blurred(image, sigma)).max() <= 1.5  # rounded to integers twice, and cut at 3 sigma
+    pillow = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)), float)
+    assert np.abs(seen - pillow)[5:-5, 5:-5].mean() < 1.5  # Pillow approximates a Gaussian by boxes
+
+
+def test_half_of_the_images_are_blurred_with_deviations_from_their_range(draw) -> None:
+    image = draw(24, 24)
+    view = View(size=24, blur=0.5, blur_sigma=(0.5, 1.5))
+    seen = [apply(image, view, np.random.default_rng(seed)) for seed in range(300)]
+    changed = [one for one in seen if (one != image).any()]
+    assert abs(len(changed) / 300 - 0.5) < 0.08
+    weak, strong = (edge_strength(blurred(image, sigma).astype(np.uint8)) for sigma in (0.5, 1.5))
+    strengths = [edge_strength(one) for one in changed]
+    assert 0.9 * strong < min(strengths) < 1.2 * strong and 0.8 * weak < max(strengths) < 1.1 * weak
+
+
+def test_solarized_as_in_pillow(draw) -> None:
+    image = draw(20, 20)
+    inverted = np.asarray(ImageOps.solarize(Image.fromarray(image), 128))
+    assert (apply(image, View(size=20, solarize=1), np.random.default_rng(0)) == inverted).all()
+    seen = [apply(image, View(size=20, solarize=0.2), np.random.default_rng(seed)) for seed in range(500)]
+    kinds = [(one == inverted).all() for one in seen]
+    assert all(kind or (one == image).all() for kind, one in zip(kinds, seen, strict=True))
+    assert abs(np.mean(kinds) - 0.2) < 0.06
+
+
+def test_colours_vary_with_their_probability(draw) -> None:
+    image = draw(8, 8)
+    view = View(size=8, brightness=0.8, hue=0.2, jitter=0.8)
+    changed = [(apply(image, view, np.random.default_rng(seed)) != image).any() for seed in range(500)]
+    assert abs(np.mean(changed) - 0.8) < 0.06
+
+
 def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
     view = View(
         size=20, crop_scale=(0.1, 1), flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grayscale=0.2
@@ -269,6 +316,9 @@ def test_a_view_depends_on_its_generator_only(draw, encode) -> None:
         ({"resize": 100_000}, "less than or equal to 4096"),
         ({"fixed_crop": True}, "fixed_crop has no effect without crop_scale, padding or patch"),
         ({"padding": 32}, "padding = 32 leaves crops of size = 32 without an image"),
+        ({"jitter": 0.8}, "jitter = 0.8 has no effect without brightness"),
+        ({"blur_sigma": (0.1, 2)}, "blur_sigma .* has no effect without blur"),
+        ({"blur": 0.5, "blur_sigma": (2, 1)}, "low <= high"),
         ({"zoom": 2}, "zoom"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from raycluster.models.heads import Heads
 from raycluster.training.config import LayerSettings, TrainingSettings
+from raycluster.training.lars import LARS
 from raycluster.training.objective import CrossEntropy
 from raycluster.training.optimiser import Optimisers, layer_names, rate
 from raycluster.training.rotation import with_rotation
@@ -82,16 +84,51 @@ def test_each_of_two_heads_learns_as_if_it_were_alone(rotation: bool) -> None:
     torch.testing.assert_close(both.backbone.state_dict(), alone.backbone.state_dict())
 
 
-def test_state_continues() -> None:
-    settings = TrainingSettings(head_momentum=0.9)
+def test_lars_by_hand() -> None:
+    """|w| = 5, |g| = 2, decay 0.5: r = 0.001 * 5 / (2 + 2.5), and momentum adds up what is scaled."""
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    bias = nn.Parameter(torch.zeros(1))
+    optimiser = LARS([weight, bias], 2.0, momentum=0.5, weight_decay=0.5)
+    weight.grad, bias.grad = torch.tensor([0.0, 2.0]), torch.tensor([0.25])
+    optimiser.step()
+    moved = 0.005 / 4.5 * torch.tensor([1.5, 4.0])
+    torch.testing.assert_close(weight.detach(), torch.tensor([3.0, 4.0]) - 2 * moved)
+    torch.testing.assert_close(bias.detach(), torch.tensor([-0.5]))  # at zero, it has no scale: plain SGD
+    before = weight.detach().clone()
+    weight.grad, bias.grad = torch.zeros(2), torch.zeros(1)
+    optimiser.step()
+    torch.testing.assert_close(before - weight.detach(), 2 * 0.5 * moved)
+
+
+def test_adamw_of_the_body_is_the_framework_s() -> None:
+    settings = TrainingSettings(optimiser="adamw", lr=0.01, momentum=0.8, weight_decay=0.1, head_lr=0.5)
     body, heads = _body_and_heads()
-    optimisers = Optimisers(body, heads, settings)
+    other = deepcopy(body)
+    for parameter in other.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    ours = Optimisers(body, heads, settings)
+    theirs = torch.optim.AdamW(other.parameters(), 0.01, betas=(0.8, 0.999), weight_decay=0.1)
+    for _ in range(3):
+        ours.step(0)
+        theirs.step()
+    assert torch.equal(body.weight, other.weight)
+    torch.testing.assert_close(heads.linear[0].bias.detach(), torch.full((3,), -1.42625))  # SGD with weight decay
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lars"])
+def test_state_continues(optimiser: Any) -> None:
+    settings = TrainingSettings(head_momentum=0.9, optimiser=optimiser)
+    body, heads = _body_and_heads()
+    optimisers, gradient = Optimisers(body, heads, settings), torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    body.weight.grad = gradient.clone()
     optimisers.step(0)
     state, weights = deepcopy(optimisers.state_dict()), body.weight.detach().clone()
+    body.weight.grad = gradient.clone()
     optimisers.step(0)
     expected = body.weight.detach().clone()
     with torch.no_grad():
         body.weight.copy_(weights)
+    body.weight.grad = gradient.clone()
     again = Optimisers(body, heads, settings)
     again.load_state_dict(state)
     again.step(0)
