@@ -9,8 +9,8 @@ from hashlib import sha256
 
 import numpy as np
 import torch
-from torch import nn
 from numpy.typing import NDArray
+from torch import nn
 
 from raycluster.evaluation.metrics import balance
 from raycluster.evaluation.metrics.agreement import mutual_information
