@@ -164,7 +164,7 @@ def test_every_pair_is_found_in_small_parts_with_and_without_the_kernel(
         found = np.concatenate([np.stack([part.low, part.high], axis=1) for part in parts])
         low, high = np.nonzero(np.triu(distances <= threshold, 1))
         assert np.array_equal(found[np.lexsort(found.T[::-1])], np.stack([low, high], axis=1)), threshold
-        assert len(parts) > 3
+        assert len(parts) >= 3
 
 
 def test_files_tensors_and_whole_numbers(tmp_path: Path) -> None:
