@@ -23,7 +23,7 @@ from raycluster.types import Block, Features, UserError
 LinkageName = Literal["complete", "average", "single", "ward"]
 
 MAX_PAIRS = 50_000_000
-_BYTES_PER_PAIR = 80  # at the peak, while they are ordered
+_BYTES_PER_PAIR = 90  # at the peak, in the first round of merging
 _CANDIDATES = 16  # neighbours searched at a time, some of which earlier seeds will have taken
 
 
