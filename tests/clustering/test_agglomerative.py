@@ -207,13 +207,13 @@ def test_bad_input_is_named() -> None:
 
 
 def test_too_many_pairs_are_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.random.default_rng(0).standard_normal((3000, 4))
+    rows = np.random.default_rng(0).standard_normal((1200, 4))
     monkeypatch.setattr(close_pairs, "_PART_PAIRS", 1 << 16)
     with pytest.raises(
-        UserError, match=r"of the 4498500 pairs of 3000 rows, more than 1000000 .* 0\.1 GiB.* Lower the th"
+        UserError, match=r"the 719400 pairs of 1200 rows, more than 100000 .* 0\.0084 GiB.* Lower the th"
     ):
-        raycluster.agglomerative(rows, 100.0, max_pairs=10**6)
-    assert raycluster.agglomerative(rows, 100.0, "single", max_pairs=10**6).num_clusters == 1, "keeps no pairs"
+        raycluster.agglomerative(rows, 100.0, max_pairs=10**5)
+    assert raycluster.agglomerative(rows, 100.0, "single", max_pairs=10**5).num_clusters == 1, "keeps no pairs"
 
 
 # ------------------------------------------------------------------------------------------------------- merged classes
