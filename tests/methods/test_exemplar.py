@@ -202,6 +202,10 @@ def test_uniform_images_are_seeds_as_well(exemplar: Exemplar, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
+        (
+            ["training.images_per_round=300"],
+            r"images_per_round: seen 300; wanted null, since exemplar finds the labels",
+        ),
         (["method.merge={run: nowhere}"], r"method: nowhere holds no backbone\.safetensors; wanted the directory of a"),
         (["method.merge={run: FIRST, layer: conv9}"], r"method\.layer: seen conv9; wanted a layer of .*conv1"),
         (["method.merge={run: FIRST}", "data.shard_size=200"], r"digits holds 1797 images, but .* belongs to 1797"),
