@@ -154,7 +154,7 @@ def test_merged_classes_have_several_images_and_the_seeds_of_the_first_run(merge
     assert first["loss_over_chance"] == pytest.approx(1, abs=0.1), "a new network"
 
 
-@pytest.mark.parametrize("asked", [1, 7])
+@pytest.mark.parametrize("asked", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_stopped_anywhere_and_resumed_equals_undisturbed(
     finished: Config, exemplar: Exemplar, tmp_path: Path, asked: int
 ) -> None:
