@@ -60,8 +60,9 @@ def cut_patch(
     x, y = _inside((left + right) / 2 + x, scaled, width), _inside((top + bottom) / 2 + y, scaled, height)
     angle = math.radians(_between(-patch.rotation, patch.rotation, next(draws)))
     matrix = _mapping((x, y), scaled / size, angle, size)
-    options = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REFLECT_101}
-    return np.asarray(cv2.warpAffine(pixels, matrix, (size, size), **options), np.uint8)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    patch_pixels = cv2.warpAffine(pixels, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(patch_pixels, np.uint8)
 
 
 def _mapping(centre: tuple[float, float], step: float, angle: float, size: int) -> NDArray[np.float64]:

@@ -323,7 +323,7 @@ def _placed(image: DecodableImage, view: View, draws: Iterator[float]) -> Image.
 
 
 def _recoloured(pixels: NDArray[np.uint8], view: View, draws: Iterator[float]) -> NDArray[np.uint8]:
-    colours = pixels.astype(np.float32) / 255
+    colours: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)
     if view.colour_components is not None:
         colours = scale_components(colours, [_between(*view.colour_components, next(draws)) for _ in range(3)])
     if view.hsv is not None:

@@ -66,7 +66,7 @@ class FeatureSpec:
         backbone: in evaluation mode; where `layer` is None any network of images. seed: of dropout.
         """
         if self.kind == "seed_boxes":
-            return images
+            return np.asarray(images, np.float32)
         batches = [torch.from_numpy(part).to(device).permute(0, 3, 1, 2) for part in self._split(images)]
         maps = [self._forward(backbone, batch, seed_for(seed, "batch", i)) for i, batch in enumerate(batches)]
         rows = torch.cat([pool(features) if self.kind == "pooled" else features.flatten(1) for features in maps])

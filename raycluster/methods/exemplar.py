@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raycluster.clustering.agglomerative import merge_classes
+from raycluster.clustering.agglomerative import LinkageName, merge_classes
 from raycluster.config import NonEmpty, settings
 from raycluster.data.sampling import uniform_over_clusters
 from raycluster.features.matrix import sample_ids
@@ -38,7 +38,7 @@ class Merge:
     run: NonEmpty
     layer: str | None = "conv3"
     threshold: Annotated[float, Field(gt=0, le=2)] = 1.25
-    linkage: Literal["complete", "average", "single"] = "complete"
+    linkage: LinkageName = "complete"
     max_size: Annotated[int, Field(ge=2)] = 7
     num_neighbours: Annotated[int, Field(ge=1)] = 3
 

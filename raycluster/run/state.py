@@ -209,6 +209,11 @@ def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None
                 "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
             )
     request = config.method.feature_request(0)
+    if num_drawn is not None and request is not None and config.method.feature_request(1) is None:
+        raise UserError(
+            f"training.images_per_round: seen {num_drawn}; wanted null, since {config.method.name} finds the labels of "
+            "all images in the first round"
+        )
     if request is not None and request.run is not None:
         check_same_images(request.run, dataset)
     if dataset.manifest.labels is not None or config.evaluation.test_uri is not None:

@@ -78,6 +78,8 @@ def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
         write_labels(tmp_path / "labels", images)
     elif "num_clusters" in path.read_text():
         overrides.append("method.num_clusters=3")
+    if "name: exemplar," in path.read_text():
+        overrides.append("method.num_classes=3")
     if "num_super_clusters" in path.read_text():
         overrides.append("method.num_super_clusters=3")
     if re.search(r"name: (deepcluster|pic)\b", path.read_text()):

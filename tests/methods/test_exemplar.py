@@ -154,7 +154,7 @@ def test_merged_classes_have_several_images_and_the_seeds_of_the_first_run(merge
     assert first["loss_over_chance"] == pytest.approx(1, abs=0.1), "a new network"
 
 
-@pytest.mark.parametrize("asked", [1, 7])
+@pytest.mark.parametrize("asked", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_stopped_anywhere_and_resumed_equals_undisturbed(
     finished: Config, exemplar: Exemplar, tmp_path: Path, asked: int
 ) -> None:
@@ -202,6 +202,10 @@ def test_uniform_images_are_seeds_as_well(exemplar: Exemplar, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
+        (
+            ["training.images_per_round=300"],
+            r"images_per_round: seen 300; wanted null, since exemplar finds the labels",
+        ),
         (["method.merge={run: nowhere}"], r"method: nowhere holds no backbone\.safetensors; wanted the directory of a"),
         (["method.merge={run: FIRST, layer: conv9}"], r"method\.layer: seen conv9; wanted a layer of .*conv1"),
         (["method.merge={run: FIRST}", "data.shard_size=200"], r"digits holds 1797 images, but .* belongs to 1797"),
