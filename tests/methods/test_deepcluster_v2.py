@@ -165,6 +165,7 @@ def test_features_are_extracted_once_and_then_gathered_in_training(tmp_path: Pat
     assert "extracting" in phases[:first] and "extracting" not in phases[first:]
     rows = read_npz(str(next((tmp_path / "online-features").iterdir())), ["samples", "values"])
     assert rows["values"].shape[1] == 2 * 6
+    assert not np.allclose(rows["values"][:, :6], rows["values"][:, 6:], atol=0.01), "two crops"
     norms = np.linalg.norm(rows["values"].astype(np.float32).reshape(-1, 6), axis=1)
     np.testing.assert_allclose(norms, 1, atol=2e-3)
 
@@ -237,6 +238,7 @@ def test_views_that_cannot_be_clustered_are_refused(options: dict[str, Any], say
     [
         ("training.head_lr=0.5", "training.head_lr: seen 0.5; wanted None .* heads are not trained"),
         ("training.head_momentum=0.9", "training.head_momentum: seen 0.9; wanted 0.0"),
+        ("training.images_per_round=900", "seen 900; wanted null with online features"),
         ("training.rotation=true", "minimises MultiCropCrossEntropy, which cannot predict rotations"),
         ("method.views=[train, train, tiny]", r"needs views\.extra\.tiny"),
         ("views.train={size: 16}", r"joins 2 views of an image, but views\.train is always the same"),
