@@ -13,6 +13,7 @@
     python jobs/benchmark.py partial_softmax [clusters=100000] [chosen=1000,10000]
     python jobs/benchmark.py patches [side=96] [size=32]
     python jobs/benchmark.py gpu [rows=1280000] [clusters=10000,80000]
+    python jobs/benchmark.py planning [rows=1000000,10000000] [clusters=10000] [workers=1,8]
     python jobs/benchmark.py guarantees [data=URI] [checkpoint_seconds=5]
     python jobs/benchmark.py scale [model=alexnet] [size=224] [global_batch=4096] [gigabits=10]
     python jobs/benchmark.py sinkhorn [features=DIR/before.npy] [sizes=100000x3000,50000x1000] [budget_seconds=300]

@@ -85,6 +85,13 @@ def jitter(image: Image.Image, factors: tuple[float, float, float, float], order
     return image
 
 
+def _contrast(image: Image.Image, factor: float) -> Image.Image:
+    """Bitwise that of Pillow's ImageEnhance, in half the time: the mean of the pixels without a histogram in Python."""
+    gray = np.frombuffer(image.convert("L").tobytes(), np.uint8)
+    mean = int(int(gray.sum()) / len(gray) + 0.5)
+    return Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, factor)
+
+
 def _hue(image: Image.Image, shift: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
     shifted = hue.point([(level + int(shift * 255)) % 256 for level in range(256)])
@@ -94,7 +101,7 @@ def _hue(image: Image.Image, shift: float) -> Image.Image:
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 _COLOURS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
     lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    _contrast,
     lambda image, factor: ImageEnhance.Color(image).enhance(factor),
     _hue,
 )

@@ -36,21 +36,25 @@ def plan_epoch(
     seed: int,
     epoch: int,
     window_shards: int,
+    only: Sequence[int] | None = None,
 ) -> list[Chunk]:
     """One chunk per stream and window, ordered by the step that needs its first row, then by stream.
 
     counts: (N,) visits per sample, whose sum must be a multiple of streams * microbatch. shards: (start, stop) ids.
+    only: streams to plan, None for all; the time and memory are then those of their rows.
     """
     total = int(counts.sum())
     if total % (streams * microbatch):
         raise ValueError(f"{total} rows do not fill {streams} streams with microbatches of {microbatch}")
-    length = total // streams
+    length, planned = total // streams, set(range(streams) if only is None else only)
     order = generator(seed, "shards", epoch).permutation(len(shards))
     chunks, row = [], 0
     for window in range(0, len(order), window_shards):
-        samples, repeats = _rows(counts, [shards[shard] for shard in order[window : window + window_shards]])
-        stop = row + len(samples)
-        for stream in range(row // length, -(-stop // length)) if stop > row else ():
+        spans = [shards[shard] for shard in order[window : window + window_shards]]
+        stop = row + sum(int(counts[slice(*span)].sum()) for span in spans)
+        wanted = planned.intersection(range(row // length, -(-stop // length)) if stop > row else ())
+        samples, repeats = _rows(counts, spans if wanted else [])
+        for stream in sorted(wanted):
             low, high = max(row, stream * length), min(stop, (stream + 1) * length)
             rows = low - row + generator(seed, "rows", epoch, stream, window).permutation(high - low)
             chunks.append(Chunk(stream, low - stream * length, epoch, samples[rows], repeats[rows]))
@@ -142,7 +146,7 @@ class _Queue:
 
 def _rows(counts: NDArray[np.int64], shards: Sequence[Shard]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Samples in order, one row per visit, and the index of each visit."""
-    ids = np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in shards])
+    ids = np.concatenate([np.arange(*span, dtype=np.int64) for span in [(0, 0), *shards]])
     visits = counts[ids]
     first = np.repeat(np.cumsum(visits) - visits, visits)
     return np.repeat(ids, visits), (np.arange(len(first)) - first).astype(np.int32)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
+
 import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.types import UserError
+
+_ROWS = 2**18  # handled at a time: temporary arrays stay in the processor's cache
 
 
 def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -18,15 +23,59 @@ def uniform_over_clusters(labels: NDArray[np.integer], num_rows: int, rng: np.ra
     labels: (N,) cluster of each sample; rows labelled < 0 are excluded. -> (N,) with sum `num_rows`. Raises UserError
     if all are excluded.
     """
-    included = _included(labels)
-    _, cluster, sizes = np.unique(labels[included], return_inverse=True, return_counts=True)
-    visits = _equal_shares(num_rows, len(sizes), rng)
-    order = np.lexsort((rng.random(len(included)), cluster))
-    rank = np.empty(len(included), np.int64)  # of each sample in a random order of its cluster
-    rank[order] = np.arange(len(included)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    sizes = _cluster_sizes(labels)
+    present = np.flatnonzero(sizes)
+    visits = np.zeros(len(sizes), np.int64)
+    visits[present] = _equal_shares(num_rows, len(present), rng)
+    each, extra = np.divmod(visits, np.maximum(sizes, 1))
+    again = deepcopy(rng)  # drawing the keys twice takes less time and memory than keeping them in two orders
+    limits, missing = _limits(labels, sizes, extra, rng)
     counts = np.zeros(len(labels), np.int64)
-    counts[included] = visits[cluster] // sizes[cluster] + (rank < visits[cluster] % sizes[cluster])
+    for rows, clusters, keys in _keyed(labels, len(sizes), again):
+        counts[rows] = each[clusters] + (keys < limits[clusters])
+        for index in np.flatnonzero((keys == limits[clusters]) & (missing[clusters] > 0)) if missing.any() else ():
+            counts[rows[index]] += missing[clusters[index]] > 0
+            missing[clusters[index]] -= 1
     return counts
+
+
+def _limits(
+    labels: NDArray[np.integer], sizes: NDArray[np.int64], extra: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Per cluster, the key below which its `extra` smallest ones lie, and how many of these equal it (ties)."""
+    keys, filled = np.empty(int(sizes.sum()), np.uint64), 0
+    for _, _, some in _keyed(labels, len(sizes), rng):
+        keys[filled : filled + len(some)] = some
+        filled += len(some)
+    keys.sort()
+    first = np.cumsum(sizes) - sizes
+    limits = keys[np.minimum(first + extra, len(keys) - 1)]  # clusters without samples have any
+    return limits, np.where(sizes, extra - (np.searchsorted(keys, limits) - first), 0)
+
+
+def _keyed(
+    labels: NDArray[np.integer], num_clusters: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]]:
+    """(included samples, their clusters, random keys that sort by cluster first), some rows at a time."""
+    bits = min(53, 64 - num_clusters.bit_length())  # a random number has 53
+    for start in range(0, len(labels), _ROWS):
+        part = labels[start : start + _ROWS]
+        rows = np.flatnonzero(part >= 0)
+        clusters = part[rows].astype(np.int64)
+        drawn = (rng.random(len(rows)) * 2.0**bits).astype(np.uint64)
+        yield rows + start, clusters, drawn | (clusters.astype(np.uint64) << np.uint64(bits))
+
+
+def _cluster_sizes(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(K,) samples of each cluster. Raises UserError if all samples are excluded."""
+    num_clusters = int(labels.max(initial=-1)) + 1
+    if not num_clusters:
+        raise _no_labels(len(labels))
+    sizes = np.zeros(num_clusters, np.int64)
+    for start in range(0, len(labels), _ROWS):
+        part = labels[start : start + _ROWS]
+        sizes += np.bincount(part[part >= 0], minlength=num_clusters)
+    return sizes
 
 
 def uniform_within_groups(
@@ -93,7 +142,11 @@ def _equal_shares(num_rows: int, parts: int, rng: np.random.Generator) -> NDArra
 def _included(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     included = np.flatnonzero(labels >= 0)
     if not len(included):
-        raise UserError(
-            f"none of {len(labels)} samples has a label, so there is nothing to train on; were all images broken?"
-        )
+        raise _no_labels(len(labels))
     return included
+
+
+def _no_labels(num_samples: int) -> UserError:
+    return UserError(
+        f"none of {num_samples} samples has a label, so there is nothing to train on; were all images broken?"
+    )

@@ -41,12 +41,12 @@ class Model(ModelSettings):
         stem = nn.Conv2d(2 if self.input == "sobel" else 3, one, 11, stride=4, padding=2)
         body = {
             "conv1": nn.Sequential(stem, GhostBatchNorm(one)),
-            "conv2": nn.Sequential(_relu(), nn.MaxPool2d(3, 2), *conv_bn(one, two, 5, bias=True)),
-            "conv3": nn.Sequential(_relu(), nn.MaxPool2d(3, 2), *conv_bn(two, three, 3, bias=True)),
+            "conv2": nn.Sequential(nn.MaxPool2d(3, 2), _relu(), *conv_bn(one, two, 5, bias=True)),
+            "conv3": nn.Sequential(nn.MaxPool2d(3, 2), _relu(), *conv_bn(two, three, 3, bias=True)),
             "conv4": nn.Sequential(_relu(), *conv_bn(three, four, 3, bias=True)),
             "conv5": nn.Sequential(_relu(), *conv_bn(four, five, 3, bias=True)),
             "fc6": nn.Sequential(
-                _relu(), nn.MaxPool2d(3, 2), FlattenTo(6), SeededDropout(6), nn.Linear(five * 6 * 6, 4096)
+                nn.MaxPool2d(3, 2), _relu(), FlattenTo(6), SeededDropout(6), nn.Linear(five * 6 * 6, 4096)
             ),
             "fc7": nn.Sequential(_relu(), SeededDropout(7), nn.Linear(4096, 4096)),
         }

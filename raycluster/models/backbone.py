@@ -31,8 +31,9 @@ class Backbone(nn.Module):
     """An input layer and a sequence of named modules.
 
     layers: names of those whose output can be requested, in order. num_features: width of the last one, whose output is
-    (n, num_features). A layer's ReLU is the first operation of the next module, so outputs are those before the ReLU,
-    which deep clustering clusters.
+    (n, num_features). A layer's ReLU is at the start of the next module, so outputs are those before the ReLU, which
+    deep clustering clusters. A max pool goes before the ReLU: the results are bitwise those of the published order,
+    values and gradients, and fewer values pass the ReLU.
     """
 
     def __init__(

@@ -87,11 +87,8 @@ def _stem(channels: int, stem: Stem, *, pre_activation: bool) -> dict[str, nn.Mo
     }
     if not pre_activation:
         body["bn1"] = GhostBatchNorm(64)
-    if large and not pre_activation:
-        # Without pooling after it, layer1's own ReLU would overwrite the output that this one's gradient needs.
-        body["relu"] = nn.ReLU(inplace=True)
     if large:
-        body["maxpool"] = nn.MaxPool2d(3, 2, padding=1)
+        body["maxpool"] = nn.MaxPool2d(3, 2, padding=1)  # commutes with the ReLU at the start of layer1
     return body
 
 

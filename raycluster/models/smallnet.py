@@ -28,6 +28,6 @@ class Model(ModelSettings):
         inputs = 2 if self.input == "sobel" else 3
         body: dict[str, nn.Module] = {"conv1": nn.Sequential(*conv_bn(inputs, self.widths[0], 3))}
         for number, (before, width) in enumerate(zip(self.widths, self.widths[1:], strict=False), 2):
-            body[f"conv{number}"] = nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2), *conv_bn(before, width, 3))
+            body[f"conv{number}"] = nn.Sequential(nn.MaxPool2d(2), nn.ReLU(inplace=True), *conv_bn(before, width, 3))
         body["avgpool"] = nn.Sequential(nn.ReLU(inplace=True), GlobalAverage())
         return initialise(Backbone(body, tuple(body), num_features=self.widths[-1], input=self.input), seed)

@@ -33,8 +33,8 @@ class Model(ModelSettings):
         for number, width in enumerate(_WIDTHS, start=1):
             activation = [nn.ReLU(inplace=True)] if number > 1 else []
             halving = [nn.MaxPool2d(2)] if number in _POOLED_INPUT else []
-            body[f"conv{number}"] = nn.Sequential(*activation, *halving, *conv_bn(channels, width, 3, bias=True))
+            body[f"conv{number}"] = nn.Sequential(*halving, *activation, *conv_bn(channels, width, 3, bias=True))
             channels = width
-        body["fc6"] = nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2), FlattenTo(7), nn.Linear(512 * 7 * 7, 4096))
+        body["fc6"] = nn.Sequential(nn.MaxPool2d(2), nn.ReLU(inplace=True), FlattenTo(7), nn.Linear(512 * 7 * 7, 4096))
         body["fc7"] = nn.Sequential(nn.ReLU(inplace=True), SeededDropout(7), nn.Linear(4096, 4096))
         return initialise(Backbone(body, tuple(body), num_features=4096, input=self.input), seed)

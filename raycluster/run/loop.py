@@ -150,7 +150,7 @@ def _stream(run: Run, state: State, epoch: int, step: int, streams: Sequence[int
     """The decoded rows of this worker's streams in an epoch, from `step` on."""
     config, microbatch = run.config, run.config.training.microbatch
     assert state.assignments is not None
-    mine = [chunk for chunk in _plan(run, state.assignments, epoch) if chunk.stream in streams]
+    mine = _plan(run, state.assignments, epoch, streams)
     views = [config.views.section(name) for name in state.objective.views]
     largest = max(views, key=lambda view: view.blank(1).nbytes)
     rows_at_once = rows_within(CHUNK_BYTES // len(views), largest, microbatch)
@@ -185,7 +185,8 @@ def _epochs(run: Run, state: State) -> Iterator[tuple[int, int, int]]:
         position = epoch * size + stop
 
 
-def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
+def _plan(run: Run, found: Assignments, epoch: int, streams: Sequence[int]) -> list[Chunk]:
+    """The chunks of these streams in an epoch."""
     config = run.config
     num_rows = run.steps_per_epoch * config.training.global_batch
     return plan_epoch(
@@ -196,6 +197,7 @@ def _plan(run: Run, found: Assignments, epoch: int) -> list[Chunk]:
         seed=config.seed,
         epoch=epoch,
         window_shards=run.dataset.window_shards,
+        only=streams,
     )
 
 

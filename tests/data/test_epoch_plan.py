@@ -69,6 +69,9 @@ def test_every_visit_that_was_promised_happens_once(plan) -> None:
         for sample, repeat in zip(chunk.samples.tolist(), chunk.repeats.tolist(), strict=True)
     )
     assert seen == Counter((sample, repeat) for sample, count in enumerate(counts) for repeat in range(count))
+    for stream in range(options["streams"]):
+        own = plan_epoch(counts, shards, **options, only=[stream])
+        assert list(map(repr, own)) == [repr(chunk) for chunk in chunks if chunk.stream == stream]
     assert all(chunk.samples.dtype == np.int64 and chunk.repeats.dtype == np.int32 for chunk in chunks)
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from raycluster.data.sampling import (
     misaligned,
@@ -66,6 +69,50 @@ def test_the_histogram_is_flat_up_to_one(labels: list[int], num_rows: int, seed:
     totals = [some.sum() for some in visits]
     assert max(totals) - min(totals) <= 1
     assert all(some.max() - some.min() <= 1 for some in visits)
+
+
+def _by_sorting(labels: NDArray[np.int64], num_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The same draws: in each cluster, the rows with the smallest random numbers have one more visit."""
+    included = np.flatnonzero(labels >= 0)
+    _, cluster, sizes = np.unique(labels[included], return_inverse=True, return_counts=True)
+    visits = np.full(len(sizes), num_rows // len(sizes))
+    visits[rng.permutation(len(sizes))[: num_rows % len(sizes)]] += 1
+    order = np.lexsort((rng.random(len(included)), cluster))
+    rank = np.empty(len(included), np.int64)
+    rank[order] = np.arange(len(included)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    counts = np.zeros(len(labels), np.int64)
+    counts[included] = visits[cluster] // sizes[cluster] + (rank < visits[cluster] % sizes[cluster])
+    return counts
+
+
+@given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))
+def test_the_draws_are_those_of_sorting(labels: list[int], num_rows: int, seed: int) -> None:
+    known = np.array(labels)
+    assert (
+        uniform_over_clusters(known, num_rows, rng(seed)).tolist() == _by_sorting(known, num_rows, rng(seed)).tolist()
+    )
+
+
+def test_the_draws_of_many_rows_are_those_of_sorting() -> None:
+    labels = rng(1).integers(-1, 5000, 600_000).astype(np.int32)
+    assert (uniform_over_clusters(labels, 500_000, rng()) == _by_sorting(labels, 500_000, rng())).all()
+
+
+class _Coarse(np.random.Generator):
+    """Random numbers that are often equal."""
+
+    def random(self, size: int) -> NDArray[np.float64]:
+        return np.floor(super().random(size) * 4) / 4
+
+    def __deepcopy__(self, memo: object) -> _Coarse:
+        return _Coarse(deepcopy(self.bit_generator))
+
+
+@given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))
+def test_of_rows_with_equal_keys_the_first_ones_are_drawn(labels: list[int], num_rows: int, seed: int) -> None:
+    known = np.array(labels)
+    ours, theirs = (f(known, num_rows, _Coarse(np.random.PCG64(seed))) for f in (uniform_over_clusters, _by_sorting))
+    assert ours.tolist() == theirs.tolist()
 
 
 @given(labels=labels_of_samples, num_rows=st.integers(0, 200), seed=st.integers(0, 9))

@@ -116,7 +116,7 @@ def test_alexnet_descriptor_is_fc7_before_its_relu() -> None:
     assert features.shape == (2, 4096)
     assert features.min() < 0
     stage = [type(module).__name__ for module in backbone.body.fc6]
-    assert stage == ["ReLU", "MaxPool2d", "FlattenTo", "SeededDropout", "Linear"]
+    assert stage == ["MaxPool2d", "ReLU", "FlattenTo", "SeededDropout", "Linear"]
 
 
 def test_layers_are_seen_before_their_relu() -> None:
@@ -163,6 +163,18 @@ def test_residual_networks_are_those_of_torchvision(name: str, theirs: Any) -> N
     reference.fc = nn.Identity()
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(ours(images), reference(ours.input_layer(images)))
+
+
+@pytest.mark.parametrize("model", [smallnet.Model(), alexnet.Model()])
+def test_a_max_pool_before_the_relu_has_the_bits_of_the_published_order(model: Any) -> None:
+    stage, values = model.build(0).body.conv2, torch.randn(4, model.widths[0], 15, 15)
+    pool, relu, *rest = stage
+    assert isinstance(pool, nn.MaxPool2d) and isinstance(relu, nn.ReLU)
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    out, expected = stage(ours), nn.Sequential(*rest)(pool(theirs.relu()))
+    assert torch.equal(out, expected)
+    upstream = torch.randn_like(out)
+    assert torch.equal(*(torch.autograd.grad(o, x, upstream)[0] for o, x in ((out, ours), (expected, theirs))))
 
 
 def test_small_stem_keeps_the_size() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raycluster.models.batchnorm import GhostBatchNorm
 
@@ -38,6 +38,39 @@ def test_equals_the_framework_group_by_group(
     torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(ghost.weight.grad, reference.weight.grad)
     torch.testing.assert_close(ghost.bias.grad, reference.bias.grad)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (32, 48, 3, 2), (32, 48, 6, 6)])  # of which the last has large groups
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_group_has_bitwise_the_result_that_it_has_alone(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    ghost, _ = _pair(shape[1], len(shape))
+    ghost.microbatch = 8
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    values, upstream = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    out, gradients, statistics = _pass(ghost, values, upstream)
+    parts = [_pass(ghost, *rows) for rows in zip(values.split(8), upstream.split(8), strict=True)]
+    assert out.stride() == values.stride() and gradients[0].stride() == values.stride()
+    assert torch.equal(out, torch.cat([part[0] for part in parts]))
+    assert torch.equal(gradients[0], torch.cat([part[1][0] for part in parts]))
+    for mine, alone in zip(gradients[1:], zip(*(part[1][1:] for part in parts), strict=True), strict=True):
+        assert torch.equal(mine, torch.stack(alone).sum(0))
+    assert torch.equal(statistics, torch.stack([part[2] for part in parts]).sum(0))
+
+
+def _pass(ghost: GhostBatchNorm, values: Tensor, upstream: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Output, gradients of values, weight and bias, and statistics."""
+    ghost.statistics, values = None, values.detach().requires_grad_()
+    out = ghost(values)
+    assert ghost.statistics is not None
+    return out.detach(), torch.autograd.grad(out, (values, ghost.weight, ghost.bias), upstream), ghost.statistics
+
+
+def test_an_in_place_operation_may_follow() -> None:
+    ghost = GhostBatchNorm(3)
+    ghost.microbatch = 4
+    values = torch.randn(8, 3, 2, 2, requires_grad=True)
+    gradients = [torch.autograd.grad(relu(ghost(values)).sum(), values)[0] for relu in (torch.relu, torch.relu_)]
+    assert torch.equal(*gradients)
 
 
 def test_gradient_in_double_precision() -> None:

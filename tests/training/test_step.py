@@ -3,14 +3,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from raycluster.models import resnet18
 from raycluster.models.heads import Heads
+from raycluster.training.config import TrainingSettings
 from raycluster.training.optimiser import Optimisers
-from raycluster.training.step import Microbatch, Step
+from raycluster.training.step import Microbatch, Network, Step
 from raycluster.types import UserError
 from tests.training.partition import CASES, microbatches, network, run, run_alone, settings, worker
 
@@ -162,6 +166,33 @@ def test_divergence_is_told_and_nothing_is_changed(mode: str) -> None:
     assert all(
         torch.equal(before[key], value) for key, value in ours.state_dict().items() if key != "heads.linear.0.weight"
     )
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that compute: neither views nor allocations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = any(found.alias_info and not found.alias_info.is_write for found in func._schema.returns)
+        self.count += not is_view and "empty" not in str(func) and "view" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_small_microbatches_need_few_operations_however_many_share_a_pass() -> None:
+    counts = []
+    for groups in (2, 8):
+        chosen = TrainingSettings(global_batch=8 * groups, microbatch=8, threads=1)
+        backbone = resnet18.Model().build(0)
+        heads = Heads(backbone.num_features, (10,), 0)
+        step = Step(Network(backbone, heads), Optimisers(backbone, heads, chosen), chosen)
+        images, labels = torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.zeros(1, 8, dtype=torch.int64)
+        batch = [Microbatch(images, labels, torch.ones(8), seed) for seed in range(groups)]
+        step(batch, epoch=0)
+        with _Operations() as operations:
+            step(batch, epoch=0)
+        counts.append(operations.count)
+    assert counts[0] == counts[1] < 600
 
 
 def test_the_process_is_left_as_it_was() -> None:
