@@ -69,9 +69,9 @@ def approximate_neighbours(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """As `neighbours`, among the rows of the lists nearest to each row; equal to it where all lists are searched.
 
-    num_lists: of k-means on a sample of the rows, None for sqrt(8 N). num_probes: lists that are searched for a row, None
-    for 8; more where so many could hold too few rows. seed: of the sample. The process that calls holds 4 num_probes
-    bytes per row besides the result.
+    num_lists: of k-means on a sample of the rows, None for sqrt(8 N). num_probes: lists that are searched for a row,
+    None for 8; more where so many could hold too few rows. seed: of the sample. The process that calls holds 4
+    num_probes bytes per row besides the result.
     """
     if any(number is not None and number < 1 for number in (num_lists, num_probes)):
         raise UserError(f"num_lists and num_probes must be at least 1; seen {num_lists} and {num_probes}")
@@ -190,8 +190,9 @@ def _search_own(
     queries, labels = unknown(features.rows(samples), samples, k), np.repeat(np.arange(len(sizes)), sizes) + first
     thread_map(partial(_search_within, queries), np.split(np.arange(len(samples)), np.cumsum(sizes)[:-1]))
     parts = [slice(start, start + _THREAD_ROWS) for start in range(0, len(samples), _THREAD_ROWS)]
-    own = queries.values, labels, gaps, queries.farthest
-    probes = thread_map(lambda part: _next_lists(*[array[part] for array in own], lists), parts)
+    probes = thread_map(
+        lambda part: _next_lists(queries.values[part], labels[part], gaps[part], queries.farthest[part], lists), parts
+    )
     return *queries.found, np.concatenate(probes)
 
 

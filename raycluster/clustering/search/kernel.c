@@ -22,7 +22,7 @@
 
 #define PANEL 64       /* centroids that are scanned together */
 #define GROUP 6        /* rows that are scanned together */
-#define LANES 32       /* sums of a float64 distance */
+#define SUMS_PER_ROW 32       /* sums of a float64 distance */
 #define TILE 384       /* rows whose candidates are kept at a time, a multiple of GROUP */
 /* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: passed by the compiler's flags,
    as is CANDIDATES, the capacity per row; a row with more is left to the caller. */
@@ -205,16 +205,16 @@ static inline __attribute__((always_inline)) void pack_row(const float *values, 
 
 /* Squared distance in float64, added in the order of `pair_distances` in rerank.py: bitwise the same. */
 static inline __attribute__((always_inline)) double distance(const float *a, const float *b, int64_t dim) {
-    double sums[LANES] = {0}, half[LANES / 2], s[LANES / 4];
+    double sums[SUMS_PER_ROW] = {0}, half[SUMS_PER_ROW / 2], s[SUMS_PER_ROW / 4];
     int64_t d = 0;
-    for (; d + LANES <= dim; d += LANES)
-        for (int j = 0; j < LANES; j++) {
+    for (; d + SUMS_PER_ROW <= dim; d += SUMS_PER_ROW)
+        for (int j = 0; j < SUMS_PER_ROW; j++) {
             double difference = (double)a[d + j] - b[d + j];
             sums[j] += difference * difference;
         }
     for (int j = 0; d + j < dim; j++) sums[j] += ((double)a[d + j] - b[d + j]) * ((double)a[d + j] - b[d + j]);
-    for (int j = 0; j < LANES / 2; j++) half[j] = sums[j] + sums[j + LANES / 2];
-    for (int j = 0; j < LANES / 4; j++) s[j] = half[j] + half[j + LANES / 4];
+    for (int j = 0; j < SUMS_PER_ROW / 2; j++) half[j] = sums[j] + sums[j + SUMS_PER_ROW / 2];
+    for (int j = 0; j < SUMS_PER_ROW / 4; j++) s[j] = half[j] + half[j + SUMS_PER_ROW / 4];
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 

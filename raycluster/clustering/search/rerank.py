@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAIR_ENTRIES = 1 << 17
-_LANES = 32  # LANES of kernel.c
+_SUMS = 32  # SUMS_PER_ROW of kernel.c
 
 
 def nearest_in_float64(
@@ -45,7 +45,7 @@ def pair_distances(
 
 def _row_sums(terms: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n,) sums of the rows of (n, D), in the order in which the compiled kernel adds."""
-    width = min(_LANES, 1 << (terms.shape[1] - 1).bit_length())
+    width = min(_SUMS, 1 << (terms.shape[1] - 1).bit_length())
     sums = np.zeros((len(terms), width))
     for start in range(0, terms.shape[1], width):
         part = terms[:, start : start + width]
