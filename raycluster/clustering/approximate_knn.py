@@ -28,7 +28,7 @@ from raycluster.types import Block, Features, UserError
 Search = Literal["exact", "approximate"]
 
 _NUM_PROBES = 8
-_ROWS_PER_LIST = 32  # of the sample that k-means divides
+_ROWS_PER_LIST = 16  # of the sample that k-means divides
 _STEPS = 3
 _JOB_ROWS = 1 << 14  # of a list, and that a job reads at a time
 _THREAD_ROWS = 1 << 12
