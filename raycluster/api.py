@@ -169,9 +169,9 @@ def knn(
     """The k nearest other rows of every row; of equal distances the lowest row. No row is its own neighbour.
 
     x: as in `kmeans`. search: `exact`, or `approximate` for millions of rows: only the rows of the num_probes (None for
-    8) of num_lists (None for sqrt(N)) inverted lists are searched whose centroids are nearest to the row (Jegou et al.
-    2011, section IV). The distances to these are exact, and the graph is that of `exact` where all lists are probed.
-    seed: of the lists. Bitwise identical for any blocks or machines.
+    8) of num_lists (None for sqrt(8 N)) inverted lists are searched whose centroids are nearest to the row (Jegou et
+    al. 2011, section IV). The distances to these are exact, and the graph is that of `exact` where all lists are
+    probed. seed: of the lists. Bitwise identical for any blocks or machines.
 
     Returns a `Graph`. Raises UserError unless 1 <= k < N, if values are NaN or infinite, or if lists are given for an
     exact search.

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycluster.clustering.search.centroids import prepare
-from raycluster.clustering.search.nearest_rows import Database, Found, Queries, best, nearest_rows
+from raycluster.clustering.search.nearest_rows import NONE, Database, Found, best, improve, unknown
 from raycluster.features.matrix import feature_stats, sample_ids
 from raycluster.seeding import generator
 from raycluster.types import Block, Features, UserError
 
 _FIRST_ROWS = 1 << 10
 _MOST_ROWS = 1 << 14
+_QUERY_ROWS = 1 << 12
 
 
 def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -25,10 +26,10 @@ def neighbours(features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[n
     """
     check_neighbours(features, k)
     samples, order = sorted_samples(features)
-    ids, distances = np.empty((len(samples), 0), np.int64), np.empty((len(samples), 0))
+    ids, distances = np.full((len(samples), k), NONE), np.full((len(samples), k), np.inf)
     for part in _parts(samples):
-        limits = distances[:, k - 1] if distances.shape[1] == k else np.full(len(samples), np.inf)
-        found = features.collect(search_block, Database(prepare(features.rows(part)), part), k, samples, limits)
+        database = Database(prepare(features.rows(part)), part)
+        found = features.collect(_search_block, database, k, samples, distances[:, -1])
         new_ids, new_distances = (np.concatenate(column)[order] for column in zip(*found, strict=True))
         ids, distances = best(np.hstack([ids, new_ids]), np.hstack([distances, new_distances]), k)
     return ids, distances.astype(np.float32)
@@ -57,9 +58,15 @@ def _parts(samples: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         start += size
 
 
-def search_block(
+def _search_block(
     block: Block, database: Database, k: int, samples: NDArray[np.int64], limits: NDArray[np.float64]
 ) -> Found:
-    """`nearest_rows` of a block. samples: all sample ids, ascending. limits: (N,) in their order."""
-    own = np.searchsorted(samples, block.samples)
-    return nearest_rows(Queries(block.values, block.samples, limits[own]), database, k)
+    """What is nearest to the rows of a block. samples: all sample ids, ascending. limits: (N,) in their order."""
+    own, ids, distances = np.searchsorted(samples, block.samples), [], []
+    for start in range(0, max(len(own), 1), _QUERY_ROWS):
+        part = slice(start, start + _QUERY_ROWS)
+        queries = unknown(block.values[part], block.samples[part], k, limits[own[part]])
+        improve(queries, database)
+        ids.append(queries.found[0])
+        distances.append(queries.found[1])
+    return np.concatenate(ids), np.concatenate(distances)

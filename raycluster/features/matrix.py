@@ -70,7 +70,7 @@ class LocalFeatures:
         num_totals = -(-threads // _THREADS_PER_TOTAL)
         for _ in range(num_totals):
             totals.put([])
-        _thread_map(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
+        thread_map(lambda _: _fold_some(pieces, totals, function, args, combine), range(threads))
         return reduce(combine, [total for _ in range(num_totals) for total in totals.get()])
 
     def map(self, function: Callable[..., NDArray[np.floating]], *args: Any) -> LocalFeatures:
@@ -80,7 +80,7 @@ class LocalFeatures:
 
     def collect(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Features.collect`."""
-        return _thread_map(lambda block: function(_floats(block), *args), self._blocks)
+        return thread_map(lambda block: function(_floats(block), *args), self._blocks)
 
     def map_jobs(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `Features.map_jobs`."""
@@ -168,7 +168,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _thread_map(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+def thread_map(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
     """A `map` over as many threads as torch has. The caller works from the end, the pool from the start."""
     # Each thread computes with one thread of torch, so that they do not compete for cores. Setting its own count also
     # changes the count of threads started later, so it is restored.

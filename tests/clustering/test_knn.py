@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import raycluster
+from raycluster.clustering import approximate_knn
 from raycluster.clustering.approximate_knn import Search, approximate_neighbours
 from raycluster.clustering.knn_graph import neighbours
 from raycluster.clustering.search import int8_cpu, nearest_rows
 from raycluster.clustering.search.centroids import prepare
-from raycluster.clustering.search.nearest_rows import Database, Queries
+from raycluster.clustering.search.nearest_rows import NONE, Database, improve, unknown
+from raycluster.clustering.search.rerank import pair_distances
 from raycluster.features.matrix import LocalFeatures
 from raycluster.types import Block, UserError
 
@@ -69,28 +71,52 @@ def test_exact_neighbours_are_those_of_float64(kind: str) -> None:
 @pytest.mark.skipif(SUPPORT is None, reason="needs a C compiler")
 @pytest.mark.parametrize("support", [level for level in (0, 1, 2) if level <= (SUPPORT or 0)])
 @pytest.mark.parametrize("dim", [1, 3, 64, 65])
-def test_the_kernel_finds_what_the_limits_allow(monkeypatch: pytest.MonkeyPatch, support: int, dim: int) -> None:
+def test_the_kernel_finds_what_is_nearest_within_the_limits(
+    monkeypatch: pytest.MonkeyPatch, support: int, dim: int
+) -> None:
     monkeypatch.setattr(int8_cpu, "support", lambda: support)
     rng = np.random.default_rng(dim)
-    values, database = (rng.standard_normal((size, dim)).astype(np.float32) for size in (100, 333))
-    distances = np.square(values.astype(np.float64)[:, None] - database[None]).sum(axis=2)
-    limits = np.sort(distances, axis=1)[:, 4]
-    prepared = prepare(database)
+    values, rows = (rng.standard_normal((size, dim)).astype(np.float32) for size in (100, 333))
+    prepared = prepare(rows)
     assert prepared.packed is not None
-    queries = Queries(values, np.full(100, -1), limits)
-    counts, columns = int8_cpu.reaching(values, prepared.packed, nearest_rows.score_floors(queries, prepared))
-    assert (counts >= 0).mean() > 0.9
-    for row in np.flatnonzero(counts >= 0):
-        assert set(np.flatnonzero(distances[row] <= limits[row])) <= set(columns[row, : counts[row]])
-    found, _ = nearest_rows.nearest_rows(queries, Database(prepared, np.arange(333)), 3)
-    assert np.array_equal(found, np.argsort(distances, axis=1)[:, :3])
+    database, asking = Database(prepared, rng.permutation(333)), np.arange(0, 100, 3)
+    pairs = np.divmod(np.arange(100 * 333), 333)
+    distances = pair_distances(values, pairs[0], rows, pairs[1]).reshape(100, 333)
+    for limits in (np.inf, np.sort(distances, axis=1)[:, 2]):
+        for k in (1, 4, 333):
+            queries = unknown(values, np.arange(100), k, limits)
+            improve(queries, database, asking)
+            within = np.where(
+                (distances <= np.reshape(limits, (-1, 1))) & (database.samples != pairs[0].reshape(100, 333)),
+                distances,
+                np.inf,
+            )
+            order = np.lexsort((np.broadcast_to(database.samples, within.shape), within))[:, :k]
+            wanted = np.take_along_axis(within, order, axis=1)
+            ids, found = queries.found
+            assert np.array_equal(ids[asking], np.where(np.isfinite(wanted), database.samples[order], NONE)[asking])
+            assert np.array_equal(
+                found[asking][np.isfinite(wanted)[asking]], wanted[asking][np.isfinite(wanted)[asking]]
+            )
+            assert (np.delete(ids, asking, axis=0) == NONE).all(), "others are left as they are"
 
 
-def test_exact_neighbours_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = mixture()
-    wanted = raycluster.knn(rows, 5)
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("kind", ["clusters", "integers", "copies"])
+def test_neighbours_without_the_kernel(monkeypatch: pytest.MonkeyPatch, kind: str, search: Search) -> None:
+    rows = KINDS[kind]()[:1500]
+    wanted = raycluster.knn(rows, 5, search=search)
     monkeypatch.setattr(nearest_rows, "resolve_engine", lambda engine: "torch")
-    found = raycluster.knn(rows, 5)
+    found = raycluster.knn(rows, 5, search=search)
+    assert np.array_equal(found.indices, wanted.indices) and np.array_equal(found.distances, wanted.distances)
+
+
+@pytest.mark.parametrize("kind", ["clusters", "many copies"])
+def test_lists_too_long_for_a_job_are_cut(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    rows = KINDS[kind]()
+    wanted = raycluster.knn(rows, 5)
+    monkeypatch.setattr(approximate_knn, "_JOB_ROWS", 60)
+    found = raycluster.knn(rows, 5, search="approximate", num_lists=7, num_probes=7)
     assert np.array_equal(found.indices, wanted.indices) and np.array_equal(found.distances, wanted.distances)
 
 

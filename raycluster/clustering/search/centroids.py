@@ -11,7 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from raycluster.clustering.search import int8_cpu
-from raycluster.clustering.search.bounds import INFLATE, ROUNDING, distance_error, int8_bounds_hold, score_error
+from raycluster.clustering.search.bounds import (
+    INFLATE,
+    MAX_DIM,
+    ROUNDING,
+    distance_error,
+    int8_bounds_hold,
+    score_error,
+)
 
 # Squares of residuals below this scale would underflow; each counts as 2^-7 of the scale.
 _SMALLEST = 2.0**-67
@@ -88,10 +95,12 @@ class PreparedCentroids:
     @cached_property
     def packed(self) -> int8_cpu.PackedCentroids | None:
         """Centroids as the compiled kernel reads them; None without a kernel or where its error bounds do not hold."""
-        instructions = int8_cpu.support()
-        if instructions is None or not self.fit_int8:
+        instructions, dim = int8_cpu.support(), self.centroids.shape[1]
+        if instructions is None or dim > MAX_DIM:
             return None
-        return int8_cpu.pack(self.centroids, self.centre, self.offsets.numpy(), self.max_norm, instructions)
+        packed = int8_cpu.pack(self.centroids, self.centre, instructions)
+        exact = not packed.max_norm  # all are equal to the centre
+        return packed if exact or int8_bounds_hold(packed.max_norm, dim) else None
 
     @cached_property
     def centred(self) -> torch.Tensor:

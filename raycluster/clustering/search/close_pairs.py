@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raycluster.clustering.search import int8_cpu
 from raycluster.clustering.search.assign import resolve_engine
 from raycluster.clustering.search.centroids import PreparedCentroids, prepare
-from raycluster.clustering.search.nearest_rows import Database, Queries, score_floors
+from raycluster.clustering.search.nearest_rows import Database
 from raycluster.clustering.search.rerank import pair_distances
 from raycluster.features.matrix import device
 from raycluster.features.selected import SelectedRows
@@ -85,7 +85,7 @@ def _close(
     """Rows of a tile, rows of the database at most `threshold` from them, and the distances."""
     with np.errstate(over="ignore"):
         limits = np.full(len(values), np.square(np.float64(threshold)) * (1 + 2.0**-40))
-    floors = score_floors(Queries(values, np.empty(0, np.int64), limits), database)
+    floors = _floors(values, limits, database)
     counts, found = _by_kernel(values, database, floors)
     rows, places = np.nonzero(np.arange(found.shape[1]) < counts[:, None])
     columns, rest = found[rows, places].astype(np.int64), np.flatnonzero(counts < 0)
@@ -95,6 +95,19 @@ def _close(
     distances = np.sqrt(pair_distances(values, rows, database.centroids, columns))
     kept = distances <= threshold
     return rows[kept], columns[kept], distances[kept]
+
+
+def _floors(
+    values: NDArray[np.float32], limits: NDArray[np.float64], database: PreparedCentroids
+) -> NDArray[np.float32]:
+    """(n,) the score x.c - |c|^2 / 2 about the centre at the squared distances `limits`, or slightly less."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the kernel leaves out rows whose squares leave float32
+        rows = values - database.centre
+        squares = np.einsum("ij,ij->i", rows, rows)
+        # At least twice the rounding errors.
+        margins = squares * ((rows.shape[1] + 8) * 2.0**-22) + limits * 2.0**-22
+        floors: NDArray[np.float32] = ((squares - limits) / 2 - margins).astype(np.float32)
+    return floors
 
 
 def _by_kernel(

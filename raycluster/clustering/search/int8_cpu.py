@@ -47,11 +47,15 @@ class _KernelCentroids(ctypes.Structure):
 
 
 class PackedCentroids(NamedTuple):
-    """Centroids as the kernel reads them, with the arrays that it points to. support: the instructions it is for."""
+    """Centroids as the kernel reads them, with the arrays that it points to. support: the instructions it is for.
+
+    max_norm: the largest about the centre.
+    """
 
     structure: _KernelCentroids
     arrays: tuple[NDArray[np.generic], ...]
     support: int
+    max_norm: float
 
 
 @lru_cache(maxsize=1)
@@ -92,26 +96,21 @@ def support() -> int | None:
     return None if kernel is None else int(kernel.raycluster_support())
 
 
-def pack(
-    exact: NDArray[np.float32],
-    centre: NDArray[np.float32],
-    offsets: NDArray[np.float32],
-    max_norm: float,
-    instructions: int,
-) -> PackedCentroids:
-    """Pack centroids for which the error bounds hold, see `PreparedCentroids.packed`."""
+def pack(exact: NDArray[np.float32], centre: NDArray[np.float32], instructions: int) -> PackedCentroids:
+    """Pack centroids (K, D) about a centre (D,) near them."""
     num_centroids, dim = exact.shape
     padded = -(-num_centroids // _PANEL) * _PANEL
-    packed = np.empty((padded, -(-dim // 4) * 4), np.uint8)
-    tables = np.empty((4, padded), np.float32)
+    offsets, packed = np.empty(num_centroids, np.float32), np.empty((padded, -(-dim // 4) * 4), np.uint8)
+    outputs = (offsets, packed, *np.empty((4, padded), np.float32))
     kernel = library()
     assert kernel is not None
-    sizes, outputs = (num_centroids, dim, _LEVELS[instructions]), [_at(array) for array in (packed, *tables)]
-    if kernel.raycluster_prepare(_at(exact), _at(centre), _at(offsets), *sizes, *outputs):
+    sizes = num_centroids, dim, _LEVELS[instructions]
+    arrays = [_at(array) for array in (exact, centre, *outputs)]
+    max_norm = float(kernel.raycluster_prepare(*arrays[:2], *sizes, instructions, *arrays[2:]))
+    if max_norm < 0:
         raise MemoryError("no memory left for packing centroids")
-    arrays = (exact, centre, offsets, packed, *tables)
-    structure = _KernelCentroids(*sizes, *[_at(array) for array in arrays], max_norm, rounding_error(dim))
-    return PackedCentroids(structure, arrays, instructions)
+    structure = _KernelCentroids(*sizes, *arrays, max_norm, rounding_error(dim))
+    return PackedCentroids(structure, (exact, centre, *outputs), instructions, max_norm)
 
 
 def search(
@@ -133,6 +132,28 @@ def search(
     if undecided < 0:
         raise MemoryError("no memory left for the search of nearest centroids")
     return labels, undecided
+
+
+def nearest(
+    values: NDArray[np.float32],
+    own: NDArray[np.int64],
+    places: NDArray[np.intp],
+    prepared: PackedCentroids,
+    samples: NDArray[np.int64],
+    found: tuple[NDArray[np.int64], NDArray[np.float64]],
+) -> None:
+    """Improve, in place, the nearest of the rows at some places by centroids; of equal distances the lowest sample id.
+
+    values: (n, D). own: (n,) sample ids, which are not found. samples: (K,) those of the centroids. found: (n, k)
+    sample ids and squared distances, nearest first; of what is farther than the last nothing is found.
+    """
+    kernel = library()
+    assert kernel is not None
+    arrays = [_at(array) for array in (values, own, places)]
+    structure, outputs = ctypes.byref(prepared.structure), [_at(array) for array in found]
+    width = found[0].shape[1]
+    if kernel.raycluster_nearest(*arrays, len(places), structure, _at(samples), width, prepared.support, *outputs):
+        raise MemoryError("no memory left for the search of nearest rows")
 
 
 def reaching(
@@ -184,10 +205,12 @@ def _at(array: NDArray[Any]) -> int:
 
 def _declare(kernel: ctypes.CDLL) -> ctypes.CDLL:
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    kernel.raycluster_prepare.argtypes = [*[pointer] * 3, whole, whole, whole, *[pointer] * 5]
-    kernel.raycluster_prepare.restype = whole
+    kernel.raycluster_prepare.argtypes = [*[pointer] * 2, *[whole] * 4, *[pointer] * 6]
+    kernel.raycluster_prepare.restype = ctypes.c_float
     kernel.raycluster_search.argtypes = [pointer, whole, pointer, pointer, whole, pointer]
     kernel.raycluster_search.restype = whole
+    kernel.raycluster_nearest.argtypes = [*[pointer] * 3, whole, *[pointer] * 2, whole, whole, *[pointer] * 2]
+    kernel.raycluster_nearest.restype = whole
     kernel.raycluster_reaching.argtypes = [pointer, whole, pointer, pointer, whole, pointer, pointer]
     kernel.raycluster_reaching.restype = whole
     kernel.raycluster_sums.argtypes = [pointer, pointer, whole, whole, real, whole, pointer]

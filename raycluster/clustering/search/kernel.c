@@ -22,6 +22,7 @@
 
 #define PANEL 64       /* centroids that are scanned together */
 #define GROUP 6        /* rows that are scanned together */
+#define SUMS_PER_ROW 32       /* sums of a float64 distance */
 #define TILE 384       /* rows whose candidates are kept at a time, a multiple of GROUP */
 /* INFLATE and ROUNDING, bounds on rounding errors in float32, are those of bounds.py: passed by the compiler's flags,
    as is CANDIDATES, the capacity per row; a row with more is left to the caller. */
@@ -39,12 +40,23 @@ typedef struct {
 } prepared_t;
 
 typedef struct {
+    const float *values;          /* (n, D) rows whose nearest are looked for */
+    const int64_t *own, *samples; /* (n,) and (K,) sample ids; a row does not find its own */
+    int64_t width;                /* how many are kept */
+    int64_t *ids;                 /* (n, width) the nearest so far: sample ids, */
+    double *distances;            /* (n, width) and squared distances, by (distance, id) */
+} nearest_t;
+
+typedef struct {
     int8_t *values;        /* (TILE, padded dim) */
     float *rows;           /* (TILE, dim) about the centre */
     int32_t *start;        /* (TILE) -levels * sum of values: undoes the shift of the centroids */
     float *scale, *error, *length, *error_bound, *floor; /* (TILE): see pack; floor is the best lower end of a score so far */
     int32_t *count, *index; /* (TILE), (TILE, CANDIDATES) */
     float *top;            /* (TILE, CANDIDATES) upper ends */
+    double *square;        /* (TILE) |row|^2, for nearest only */
+    const int64_t *places; /* (TILE) where the rows stand in nearest */
+    const nearest_t *nearest; /* NULL in a search of labels */
 } tile_t;
 
 int raycluster_support(void) {
@@ -103,16 +115,25 @@ static inline __attribute__((always_inline)) void round_vector(const float *v, i
     *sum = total;
 }
 
-/* Make the centroids ready; see prepared_t. scales, norms, errors, tops have room for a multiple of 64. Returns -1 if
-   there is no memory. */
-int64_t raycluster_prepare(const float *exact, const float *centre, const float *offsets, int64_t num_centroids,
-                           int64_t dim, int64_t levels, uint8_t *packed, float *scales, float *norms, float *errors,
-                           float *tops) {
+/* |v|^2. */
+static inline __attribute__((always_inline)) double squared(const float *v, int64_t dim) {
+    double sums[16] = {0}, total = 0;
+    int64_t d = 0;
+    for (; d + 16 <= dim; d += 16)
+        for (int j = 0; j < 16; j++) sums[j] += (double)v[d + j] * v[d + j];
+    for (; d < dim; d++) sums[0] += (double)v[d] * v[d];
+    for (int j = 0; j < 16; j++) total += sums[j];
+    return total;
+}
+
+static inline __attribute__((always_inline)) float prepare(const float *exact, const float *centre, int64_t num_centroids,
+                                                           int64_t dim, int64_t levels, float *offsets, uint8_t *packed,
+                                                           float *scales, float *norms, float *errors, float *tops,
+                                                           float *centred) {
     int64_t quads = (dim + 3) / 4, padded = (num_centroids + PANEL - 1) / PANEL * PANEL;
-    float *centred = malloc(quads * 4 * (sizeof(float) + 1));
-    if (!centred) return -1;
     int8_t *q = (int8_t *)(centred + quads * 4);
     int32_t unused;
+    double most = 0;
     for (int64_t k = 0; k < padded; k++) {
         memset(q, 0, quads * 4);
         scales[k] = norms[k] = errors[k] = 0;
@@ -120,28 +141,122 @@ int64_t raycluster_prepare(const float *exact, const float *centre, const float 
         if (k < num_centroids) {
             for (int64_t d = 0; d < dim; d++) centred[d] = exact[k * dim + d] - centre[d];
             round_vector(centred, dim, (float)levels, q, scales + k, norms + k, errors + k, &unused);
+            double square = squared(centred, dim);
+            most = square > most ? square : most;
+            offsets[k] = (float)(-square / 2);
             tops[k] = offsets[k] + norms[k] * norms[k] * ROUNDING;
         }
+        for (int64_t d = 0; d < quads * 4; d++) q[d] = (int8_t)(uint8_t)(q[d] + levels);
         uint8_t *panel = packed + k / PANEL * quads * PANEL * 4 + k % PANEL * 4;
-        for (int64_t d = 0; d < quads * 4; d++) panel[d / 4 * PANEL * 4 + d % 4] = (uint8_t)(q[d] + levels);
+        for (int64_t d = 0; d < quads; d++) memcpy(panel + d * PANEL * 4, q + d * 4, 4);
     }
-    free(centred);
-    return 0;
+    return (float)sqrt(most);
 }
 
-static inline __attribute__((always_inline)) void pack_rows(const float *values, int64_t num_rows, const prepared_t *prepared,
-                                                            tile_t *tile) {
+#define PREPARE(suffix, ...)                                                                                            \
+    __VA_ARGS__ static float prepare_##suffix(const float *exact, const float *centre, int64_t num_centroids, int64_t dim, \
+                                              int64_t levels, float *offsets, uint8_t *packed, float *scales, float *norms, \
+                                              float *errors, float *tops, float *centred) {                             \
+        return prepare(exact, centre, num_centroids, dim, levels, offsets, packed, scales, norms, errors, tops, centred); \
+    }
+
+PREPARE(portable, )
+#ifdef X86
+PREPARE(avx512, AVX512)
+PREPARE(avx2, AVX2)
+#endif
+
+/* Make the centroids ready; see prepared_t. scales, norms, errors, tops have room for a multiple of 64. Returns the
+   largest norm about the centre, or -1 if there is no memory. */
+float raycluster_prepare(const float *exact, const float *centre, int64_t num_centroids, int64_t dim, int64_t levels,
+                         int64_t support, float *offsets, uint8_t *packed, float *scales, float *norms, float *errors,
+                         float *tops) {
+    float *centred = malloc((dim + 3) / 4 * 4 * (sizeof(float) + 1)), largest;
+    if (!centred) return -1;
+#define ARGUMENTS exact, centre, num_centroids, dim, levels, offsets, packed, scales, norms, errors, tops, centred
+#ifdef X86
+    if (support == WITH_AVX512)
+        largest = prepare_avx512(ARGUMENTS);
+    else if (support == WITH_AVX2)
+        largest = prepare_avx2(ARGUMENTS);
+    else
+#endif
+        largest = prepare_portable(ARGUMENTS);
+    free(centred);
+    return largest;
+}
+
+/* values: of one row. */
+static inline __attribute__((always_inline)) void pack_row(const float *values, int64_t row, const prepared_t *prepared,
+                                                           tile_t *tile) {
     int64_t dim = prepared->dim, width = (dim + 3) / 4 * 4;
-    for (int64_t row = 0; row < num_rows; row++) {
-        float *about = tile->rows + row * dim, norm;
-        int32_t sum;
-        for (int64_t d = 0; d < dim; d++) about[d] = values[row * dim + d] - prepared->centre[d];
-        round_vector(about, dim, 127, tile->values + row * width, tile->scale + row, &norm, tile->error + row, &sum);
-        tile->start[row] = -(int32_t)prepared->levels * sum;
-        tile->length[row] = norm + tile->error[row];
-        tile->error_bound[row] = prepared->error_bound * prepared->max_norm * (norm + prepared->max_norm / 2);
-        tile->floor[row] = -INFINITY;
-        tile->count[row] = 0;
+    float *about = tile->rows + row * dim, norm;
+    int32_t sum;
+    for (int64_t d = 0; d < dim; d++) about[d] = values[d] - prepared->centre[d];
+    round_vector(about, dim, 127, tile->values + row * width, tile->scale + row, &norm, tile->error + row, &sum);
+    tile->start[row] = -(int32_t)prepared->levels * sum;
+    tile->length[row] = norm + tile->error[row];
+    tile->error_bound[row] = prepared->error_bound * prepared->max_norm * (norm + prepared->max_norm / 2);
+    tile->floor[row] = -INFINITY;
+    tile->count[row] = 0;
+}
+
+/* ------------------------------------------------------------------------------------------------------ several nearest */
+
+/* Squared distance in float64, added in the order of `pair_distances` in rerank.py: bitwise the same. */
+static inline __attribute__((always_inline)) double distance(const float *a, const float *b, int64_t dim) {
+    double sums[SUMS_PER_ROW] = {0}, half[SUMS_PER_ROW / 2], s[SUMS_PER_ROW / 4];
+    int64_t d = 0;
+    for (; d + SUMS_PER_ROW <= dim; d += SUMS_PER_ROW)
+        for (int j = 0; j < SUMS_PER_ROW; j++) {
+            double difference = (double)a[d + j] - b[d + j];
+            sums[j] += difference * difference;
+        }
+    for (int j = 0; d + j < dim; j++) sums[j] += ((double)a[d + j] - b[d + j]) * ((double)a[d + j] - b[d + j]);
+    for (int j = 0; j < SUMS_PER_ROW / 2; j++) half[j] = sums[j] + sums[j + SUMS_PER_ROW / 2];
+    for (int j = 0; j < SUMS_PER_ROW / 4; j++) s[j] = half[j] + half[j + SUMS_PER_ROW / 4];
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+/* The score x.c - |c|^2 / 2 about the centre of what is as far as the last that is kept, or slightly less: by at least
+   twice the rounding errors. */
+static inline __attribute__((always_inline)) float floor_at(double square, double farthest, int64_t dim) {
+    return (float)((square - farthest) / 2 - square * (double)(dim + 8) * 0x1p-22 - farthest * 0x1p-22 - 0x1p-120);
+}
+
+/* Keep a centroid if it is among the nearest; returns whether it is. */
+static inline __attribute__((always_inline)) int offer(int64_t place, int64_t k, const nearest_t *nearest,
+                                                       const prepared_t *prepared) {
+    int64_t sample = nearest->samples[k], *ids = nearest->ids + place * nearest->width, i = nearest->width - 1;
+    double *distances = nearest->distances + place * nearest->width;
+    if (sample == nearest->own[place]) return 0;
+    double squared = distance(nearest->values + place * prepared->dim, prepared->exact + k * prepared->dim, prepared->dim);
+    if (squared > distances[i] || (squared == distances[i] && sample >= ids[i])) return 0;
+    for (; i > 0 && (squared < distances[i - 1] || (squared == distances[i - 1] && sample < ids[i - 1])); i--) {
+        distances[i] = distances[i - 1];
+        ids[i] = ids[i - 1];
+    }
+    distances[i] = squared;
+    ids[i] = sample;
+    return 1;
+}
+
+/* Offer those of a panel that may be near enough, a bit of `found` each, likely nearest first. */
+static inline __attribute__((always_inline)) void rank(tile_t *tile, int64_t row, int64_t first, const prepared_t *prepared,
+                                                       const float *tops, uint64_t found) {
+    const nearest_t *nearest = tile->nearest;
+    int64_t place = tile->places[row], last = (place + 1) * nearest->width - 1, left = prepared->num_centroids - first;
+    if (left < PANEL) found &= left > 0 ? ((uint64_t)1 << left) - 1 : 0; /* without the padding */
+    while (found) {
+        int j = __builtin_ctzll(found);
+        for (uint64_t others = found & (found - 1); others; others &= others - 1) {
+            int other = __builtin_ctzll(others);
+            if (tops[other] > tops[j]) j = other;
+        }
+        if (!(tops[j] >= tile->floor[row])) return;
+        found ^= (uint64_t)1 << j;
+        if (offer(place, first + j, nearest, prepared))
+            tile->floor[row] = floor_at(tile->square[row], nearest->distances[last], prepared->dim);
     }
 }
 
@@ -184,7 +299,7 @@ static void scan_portable(tile_t *tile, int64_t num_rows, const prepared_t *prep
             const int8_t *x = tile->values + row * quads * 4;
             int32_t dots[PANEL];
             float tops[PANEL];
-            int found = 0;
+            uint64_t found = 0;
             for (int j = 0; j < PANEL; j++) dots[j] = tile->start[row];
             for (int64_t d = 0; d < quads; d++, panel += PANEL * 4)
                 for (int j = 0; j < PANEL; j++)
@@ -193,9 +308,12 @@ static void scan_portable(tile_t *tile, int64_t num_rows, const prepared_t *prep
                 int64_t k = p * PANEL + j;
                 tops[j] = dots[j] * prepared->scales[k] * tile->scale[row] + prepared->tops[k] +
                           tile->error[row] * prepared->norms[k] + tile->length[row] * prepared->errors[k];
-                found |= tops[j] >= tile->floor[row];
+                found |= (uint64_t)(tops[j] >= tile->floor[row]) << j;
             }
-            if (found) keep(tile, row, p * PANEL, prepared, tops);
+            if (found && tile->nearest)
+                rank(tile, row, p * PANEL, prepared, tops, found);
+            else if (found)
+                keep(tile, row, p * PANEL, prepared, tops);
         }
 }
 
@@ -274,15 +392,21 @@ AVX512 static void scan_avx512(tile_t *tile, int64_t num_rows, const prepared_t 
                 __m512 scale = _mm512_set1_ps(tile->scale[row + r]), error = _mm512_set1_ps(tile->error[row + r]);
                 __m512 length = _mm512_set1_ps(tile->length[row + r]), floor = _mm512_set1_ps(tile->floor[row + r]);
                 __m512 tops[4];
-                __mmask16 found = 0;
+                uint64_t found = 0;
                 for (int c = 0; c < 4; c++) {
                     __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r][c]), _mm512_loadu_ps(scales + 16 * c));
                     __m512 top = _mm512_fmadd_ps(product, scale, _mm512_loadu_ps(ends + 16 * c));
                     top = _mm512_fmadd_ps(error, _mm512_loadu_ps(norms + 16 * c), top);
                     tops[c] = _mm512_fmadd_ps(length, _mm512_loadu_ps(errors + 16 * c), top);
-                    found |= _mm512_cmp_ps_mask(tops[c], floor, _CMP_GE_OQ);
+                    found |= (uint64_t)_mm512_cmp_ps_mask(tops[c], floor, _CMP_GE_OQ) << 16 * c;
                 }
-                if (found) keep_avx512(tile, row + r, p * PANEL, prepared, tops);
+                if (found && tile->nearest) {
+                    float all[PANEL];
+                    for (int c = 0; c < 4; c++) _mm512_storeu_ps(all + 16 * c, tops[c]);
+                    rank(tile, row + r, p * PANEL, prepared, all, found);
+                } else if (found) {
+                    keep_avx512(tile, row + r, p * PANEL, prepared, tops);
+                }
             }
         }
 }
@@ -315,7 +439,7 @@ AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const prepared_t *pre
                 int64_t first = p * PANEL + half * 16;
                 for (int r = 0; r < GROUP; r++) {
                     float tops[PANEL];
-                    int found = 0;
+                    uint64_t found = 0;
                     int32_t stored[16];
                     _mm256_storeu_si256((void *)stored, dots[r][0]);
                     _mm256_storeu_si256((void *)(stored + 8), dots[r][1]);
@@ -323,9 +447,11 @@ AVX2 static void scan_avx2(tile_t *tile, int64_t num_rows, const prepared_t *pre
                         tops[j] = stored[j] * prepared->scales[first + j] * tile->scale[row + r] + prepared->tops[first + j] +
                                   tile->error[row + r] * prepared->norms[first + j] +
                                   tile->length[row + r] * prepared->errors[first + j];
-                        found |= tops[j] >= tile->floor[row + r];
+                        found |= (uint64_t)(tops[j] >= tile->floor[row + r]) << j;
                     }
-                    if (found) {
+                    if (found && tile->nearest) {
+                        rank(tile, row + r, first, prepared, tops, found);
+                    } else if (found) {
                         float all[PANEL];
                         for (int j = 0; j < PANEL; j++) all[j] = -INFINITY;
                         memcpy(all + half * 16, tops, sizeof(float) * 16);
@@ -348,19 +474,6 @@ static inline __attribute__((always_inline)) float score(const float *row, int64
     for (; d < dim; d++) sums[0] += row[d] * (c[d] - m[d]);
     for (int j = 0; j < 32; j++) total += sums[j];
     return total + prepared->offsets[k];
-}
-
-static inline __attribute__((always_inline)) double distance(const float *a, const float *b, int64_t dim) {
-    double sums[8] = {0}, total = 0;
-    int64_t d = 0;
-    for (; d + 8 <= dim; d += 8)
-        for (int j = 0; j < 8; j++) {
-            double difference = (double)a[d + j] - b[d + j];
-            sums[j] += difference * difference;
-        }
-    for (; d < dim; d++) sums[0] += ((double)a[d] - b[d]) * ((double)a[d] - b[d]);
-    for (int j = 0; j < 8; j++) total += sums[j];
-    return total;
 }
 
 /* Nearest of the candidates by float64 distances; -1 where their rounding errors could decide. */
@@ -421,7 +534,7 @@ static inline __attribute__((always_inline)) void initial_floors(const int64_t *
         for (int64_t start = 0; start < num_rows; start += TILE) {                                               \
             int64_t count = num_rows - start < TILE ? num_rows - start : TILE;                                   \
             const float *rows = values + start * prepared->dim;                                                    \
-            pack_rows(rows, count, prepared, tile);                                                                \
+            for (int64_t row = 0; row < count; row++) pack_row(rows + row * prepared->dim, row, prepared, tile);     \
             if (previous) initial_floors(previous + start, count, tile, prepared);                                          \
             for (int64_t row = count; row % GROUP; row++) tile->floor[row] = INFINITY; /* padding */ \
             scan(tile, count, prepared);                                                                           \
@@ -435,14 +548,16 @@ AVX512 SEARCH(search_avx512, scan_avx512)
 AVX2 SEARCH(search_avx2, scan_avx2)
 #endif
 
-/* Memory for a tile, to be freed; NULL if there is none. */
-static char *allocate(tile_t *tile, const prepared_t *prepared) {
+/* Memory for a tile of some of the rows, to be freed; NULL if there is none. */
+static char *allocate(tile_t *tile, int64_t num_rows, const prepared_t *prepared) {
     int64_t width = (prepared->dim + 3) / 4 * 4;
-    size_t per_row = width + 4 * (prepared->dim + 7 + 2 * CANDIDATES) + 64;
-    char *memory = calloc(TILE, per_row), *at = memory;
+    size_t per_row = width + 4 * (prepared->dim + 9 + 2 * CANDIDATES) + 64;
+    size_t size = num_rows < TILE ? (num_rows + GROUP - 1) / GROUP * GROUP : TILE;
+    char *memory = calloc(size, per_row), *at = memory;
     if (!memory) return NULL;
-#define TAKE(field, count) tile->field = (void *)at, at += sizeof(*tile->field) * TILE * (count)
-    TAKE(rows, prepared->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(error_bound, 1);
+    tile->nearest = NULL;
+#define TAKE(field, count) tile->field = (void *)at, at += sizeof(*tile->field) * size * (count)
+    TAKE(square, 1), TAKE(rows, prepared->dim), TAKE(start, 1), TAKE(scale, 1), TAKE(error, 1), TAKE(length, 1), TAKE(error_bound, 1);
     TAKE(floor, 1), TAKE(count, 1), TAKE(index, CANDIDATES), TAKE(top, CANDIDATES), TAKE(values, width);
     return memory;
 }
@@ -453,7 +568,7 @@ int64_t raycluster_search(const float *values, int64_t num_rows, const prepared_
                           int64_t support, int64_t *labels) {
     int64_t undecided = 0;
     tile_t tile;
-    char *memory = allocate(&tile, prepared);
+    char *memory = allocate(&tile, num_rows, prepared);
     if (!memory) return -1;
 #ifdef X86
     if (support == WITH_AVX512)
@@ -468,7 +583,59 @@ int64_t raycluster_search(const float *values, int64_t num_rows, const prepared_
     return undecided;
 }
 
-/* ----------------------------------------------------------------------------------------------------- several nearest */
+/* Start from what is known of a row. One whose squares leave float32 is offered everything, and not scanned. */
+static inline __attribute__((always_inline)) void start_row(int64_t row, const prepared_t *prepared, tile_t *tile) {
+    const nearest_t *nearest = tile->nearest;
+    int64_t place = tile->places[row];
+    pack_row(nearest->values + place * prepared->dim, row, prepared, tile);
+    double square = squared(tile->rows + row * prepared->dim, prepared->dim);
+    tile->square[row] = square;
+    tile->floor[row] = floor_at(square, nearest->distances[(place + 1) * nearest->width - 1], prepared->dim);
+    if (tile->length[row] < 0x1p50f) return;
+    for (int64_t k = 0; k < prepared->num_centroids; k++) offer(place, k, nearest, prepared);
+    tile->floor[row] = INFINITY;
+}
+
+#define NEAREST(name, scan)                                                                                          \
+    static void name(const int64_t *places, int64_t num_rows, const prepared_t *prepared, tile_t *tile) {            \
+        for (int64_t start = 0; start < num_rows; start += TILE) {                                                   \
+            int64_t count = num_rows - start < TILE ? num_rows - start : TILE;                                       \
+            tile->places = places + start;                                                                           \
+            for (int64_t row = 0; row < count; row++) start_row(row, prepared, tile);                                \
+            for (int64_t row = count; row % GROUP; row++) tile->floor[row] = INFINITY; /* padding */                 \
+            scan(tile, count, prepared);                                                                             \
+        }                                                                                                            \
+    }
+
+NEAREST(nearest_portable, scan_portable)
+#ifdef X86
+AVX512 NEAREST(nearest_avx512, scan_avx512)
+AVX2 NEAREST(nearest_avx2, scan_avx2)
+#endif
+
+/* Improve the nearest of some rows by those of the centroids, decided by float64 distances, of equal ones by sample id.
+   places: (num_rows,) which rows. Returns -1 if there is no memory. */
+int64_t raycluster_nearest(const float *values, const int64_t *own, const int64_t *places, int64_t num_rows,
+                           const prepared_t *prepared, const int64_t *samples, int64_t width, int64_t support,
+                           int64_t *ids, double *distances) {
+    nearest_t nearest = {values, own, samples, width, ids, distances};
+    tile_t tile;
+    char *memory = allocate(&tile, num_rows, prepared);
+    if (!memory) return -1;
+    tile.nearest = &nearest;
+#ifdef X86
+    if (support == WITH_AVX512)
+        nearest_avx512(places, num_rows, prepared, &tile);
+    else if (support == WITH_AVX2)
+        nearest_avx2(places, num_rows, prepared, &tile);
+    else
+#endif
+        nearest_portable(places, num_rows, prepared, &tile);
+    free(memory);
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------------- all within limits */
 
 /* The candidates of a tile whose float32 scores reach the floors, -1 for a row that is left to the caller. */
 static inline __attribute__((always_inline)) void reaching_tile(int64_t num_rows, const tile_t *tile,
@@ -489,8 +656,8 @@ static inline __attribute__((always_inline)) void reaching_tile(int64_t num_rows
                      tile_t *tile, int32_t *counts, int32_t *found) {                                                \
         for (int64_t start = 0; start < num_rows; start += TILE) {                                                   \
             int64_t count = num_rows - start < TILE ? num_rows - start : TILE;                                       \
-            pack_rows(values + start * prepared->dim, count, prepared, tile);                                        \
             for (int64_t row = 0; row < count; row++) {                                                              \
+                pack_row(values + (start + row) * prepared->dim, row, prepared, tile);                               \
                 tile->floor[row] = floors[start + row] - 2.5f * tile->error_bound[row];                              \
                 tile->error_bound[row] = INFINITY; /* the floor does not rise */                                     \
             }                                                                                                        \
@@ -512,7 +679,7 @@ AVX2 REACHING(reaching_avx2, scan_avx2)
 int64_t raycluster_reaching(const float *values, int64_t num_rows, const prepared_t *prepared, const float *floors,
                             int64_t support, int32_t *counts, int32_t *found) {
     tile_t tile;
-    char *memory = allocate(&tile, prepared);
+    char *memory = allocate(&tile, num_rows, prepared);
     if (!memory) return -1;
 #ifdef X86
     if (support == WITH_AVX512)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAIR_ENTRIES = 1 << 17
+_SUMS = 32  # SUMS_PER_ROW of kernel.c
 
 
 def nearest_in_float64(
@@ -41,5 +42,17 @@ def pair_distances(
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         difference = values[rows[part]].astype(np.float64) - centroids[columns[part]]
-        result[part] = np.square(difference, out=difference).sum(axis=1)
+        result[part] = _row_sums(np.square(difference, out=difference))
     return result
+
+
+def _row_sums(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) sums of the rows of (n, D), in the order in which the compiled kernel adds."""
+    width = min(_SUMS, 1 << (terms.shape[1] - 1).bit_length())
+    sums = np.zeros((len(terms), width))
+    for start in range(0, terms.shape[1], width):
+        part = terms[:, start : start + width]
+        sums[:, : part.shape[1]] += part
+    while (width := width // 2) > 0:
+        sums = sums[:, :width] + sums[:, width:]
+    return sums[:, 0]
