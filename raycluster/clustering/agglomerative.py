@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.clustering.kmeans.result import unit_rows
 from raycluster.clustering.knn_graph import neighbours, sorted_samples
 from raycluster.clustering.linkage import Average, Complete, Linkage, Ward, join_components, merge
 from raycluster.clustering.search.close_pairs import Pairs, close_pairs, concatenate
@@ -203,10 +204,8 @@ def _nearest_free(
 
 
 def _unit_rows(block: Block) -> NDArray[np.float32]:
-    """Rows divided by their norms, zero rows unchanged; their squared distances order them by cosine."""
-    values = block.values.astype(np.float64)
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.divide(values, norms, out=values, where=norms > 0).astype(np.float32)
+    """Rows whose squared distances order them by cosine."""
+    return unit_rows(block.values)
 
 
 def _check(threshold: float, linkage: str, max_size: int, max_pairs: int) -> None:
