@@ -7,6 +7,7 @@
     python jobs/benchmark.py kmeans_memory [before=DIR/before.npy]
     python jobs/benchmark.py kmeans_pool [before=DIR/before.npy]
     python jobs/benchmark.py kmeans_tree [before=DIR/before.npy] [rows=100000] [sizes=10x1000]
+    python jobs/benchmark.py agglomerative [before=DIR/before.npy] [rows=10000] [dim=256] [threshold=1.1]
     python jobs/benchmark.py pic [before=DIR/before.npy] [rows=100000] [probes=8,32]
     python jobs/benchmark.py partial_softmax [clusters=100000] [chosen=1000,10000]
     python jobs/benchmark.py patches [side=96] [size=32]

@@ -239,11 +239,11 @@ def agglomerative(
     the other, or that of `ward`: sqrt(2 a b / (a + b)) |m - n| for clusters of a and b rows with means m and n. With
     `complete` no two rows of a cluster are further apart than the threshold. max_size: clusters of 2 to max_size rows
     are marked as `kept`; the others are labelled as well. max_pairs: of rows within the threshold, which the process
-    that calls holds at about 80 bytes each; `average` and `ward` need there the rows that have one within it, too.
+    that calls holds at about 90 bytes each; `average` and `ward` need there the rows that have one within it, too.
 
     The clusters are those of scipy's `fcluster(linkage(x, method), threshold, "distance")`, where distances differ by
-    more than rounding. Of equal distances the pair of clusters with the lowest row numbers is merged first, by the
-    lower of the two clusters' lowest rows, then the other; scipy's order among equals is its own.
+    more than rounding. Of equal distances the clusters with the lowest rows merge first, compared by the lowest row of
+    the lower cluster, then that of the other; scipy's order among equals is its own.
 
     Returns an `AgglomerativeClustering`. Raises UserError if values are NaN or infinite (their rows are listed), if
     there are more than max_pairs, or an argument does not fit.

@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from raycluster.clustering.kmeans.result import unit_rows
 from raycluster.clustering.knn_graph import neighbours, sorted_samples
 from raycluster.clustering.linkage import Average, Complete, Linkage, Ward, join_components, merge
-from raycluster.clustering.search.close_pairs import Pairs, close_pairs
+from raycluster.clustering.search.close_pairs import Pairs, close_pairs, concatenate
 from raycluster.features.matrix import feature_stats
 from raycluster.features.selected import SelectedRows
 from raycluster.seeding import generator
@@ -23,7 +24,7 @@ from raycluster.types import Block, Features, UserError
 LinkageName = Literal["complete", "average", "single", "ward"]
 
 MAX_PAIRS = 50_000_000
-_BYTES_PER_PAIR = 80  # at the peak, while they are ordered
+_BYTES_PER_PAIR = 90  # at the peak, in the first round of merging
 _CANDIDATES = 16  # neighbours searched at a time, some of which earlier seeds will have taken
 
 
@@ -139,13 +140,12 @@ def _all_pairs(features: Features, samples: NDArray[np.int64], threshold: float,
             raise UserError(
                 f"of the {len(samples) * (len(samples) - 1) // 2} pairs of {len(samples)} rows, more than {max_pairs} "
                 f"are within the threshold {threshold:g}; at {_BYTES_PER_PAIR} bytes each they would take more than "
-                f"{max_pairs * _BYTES_PER_PAIR / 2**30:.1f} GiB of memory. Lower the threshold, cluster fewer rows, or "
+                f"{max_pairs * _BYTES_PER_PAIR / 2**30:.2g} GiB of memory. Lower the threshold, cluster fewer rows, or "
                 "raise max_pairs if the memory allows it; single linkage keeps no pairs"
             )
-    low, high, distances = map(np.concatenate, zip(*parts, strict=True))
+    pairs = concatenate(parts)
     del parts
-    order = np.lexsort((high, low))
-    return Pairs(low[order], high[order], distances[order])
+    return pairs.chosen(np.lexsort((pairs.high, pairs.low)))
 
 
 def _merged(
@@ -204,10 +204,8 @@ def _nearest_free(
 
 
 def _unit_rows(block: Block) -> NDArray[np.float32]:
-    """Rows divided by their norms, zero rows unchanged; their squared distances order them by cosine."""
-    values = block.values.astype(np.float64)
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.divide(values, norms, out=values, where=norms > 0).astype(np.float32)
+    """Rows whose squared distances order them by cosine."""
+    return unit_rows(block.values)
 
 
 def _check(threshold: float, linkage: str, max_size: int, max_pairs: int) -> None:

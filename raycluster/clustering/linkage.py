@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
-from raycluster.clustering.search.close_pairs import Pairs
+from raycluster.clustering.search.close_pairs import Pairs, concatenate
 from raycluster.clustering.search.rerank import pair_distances
 
 _PAIRS = 1 << 20
@@ -120,9 +120,8 @@ def merge(pairs: Pairs, num_rows: int, threshold: float, linkage: Linkage) -> ND
         parents[gone] = kept
         untouched, joined = _join(pairs, kept, gone, num_rows)
         distances = linkage.distances(joined)
-        near = distances <= threshold
-        new = Pairs(joined.low[near], joined.high[near], distances[near])
-        pairs = Pairs(*map(np.concatenate, zip(untouched, new, strict=True)))
+        new = Pairs(joined.low, joined.high, distances).chosen(distances <= threshold)
+        pairs = concatenate([untouched, new])
     while not np.array_equal(further := parents[parents], parents):
         parents = further
     return parents
@@ -161,7 +160,7 @@ def _join(pairs: Pairs, kept: NDArray[np.int32], gone: NDArray[np.int32], num_ro
     changed = parts > 1
     changed[gone] = True
     touched = changed[pairs.low] | changed[pairs.high]
-    rest, old = (Pairs(*(column[chosen] for column in pairs)) for chosen in (~touched, touched))
+    old = pairs.chosen(touched)
     left, right = moved[old.low], moved[old.high]
     codes = _codes(np.minimum(left, right), np.maximum(left, right))
     order = np.argsort(codes, kind="stable")
@@ -170,7 +169,7 @@ def _join(pairs: Pairs, kept: NDArray[np.int32], gone: NDArray[np.int32], num_ro
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     low, high = (codes[starts] >> 32).astype(np.int32), codes[starts].astype(np.int32)
     complete = np.diff(starts, append=len(codes)) == parts[low] * parts[high]
-    return rest, Joined(low, high, complete, starts, Pairs(*(column[order] for column in old)), kept, gone)
+    return pairs.chosen(~touched), Joined(low, high, complete, starts, old.chosen(order), kept, gone)
 
 
 def _codes(low: NDArray[np.int32], high: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -164,7 +164,7 @@ def test_every_pair_is_found_in_small_parts_with_and_without_the_kernel(
         found = np.concatenate([np.stack([part.low, part.high], axis=1) for part in parts])
         low, high = np.nonzero(np.triu(distances <= threshold, 1))
         assert np.array_equal(found[np.lexsort(found.T[::-1])], np.stack([low, high], axis=1)), threshold
-        assert len(parts) > 3
+        assert len(parts) >= 3
 
 
 def test_files_tensors_and_whole_numbers(tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_bad_input_is_named() -> None:
 
 
 def test_too_many_pairs_are_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.random.default_rng(0).standard_normal((3000, 4))
+    rows = np.random.default_rng(0).standard_normal((1200, 4))
     monkeypatch.setattr(close_pairs, "_PART_PAIRS", 1 << 16)
     with pytest.raises(
-        UserError, match=r"of the 4498500 pairs of 3000 rows, more than 1000000 .* 0\.1 GiB.* Lower the th"
+        UserError, match=r"the 719400 pairs of 1200 rows, more than 100000 .* 0\.0084 GiB.* Lower the th"
     ):
-        raycluster.agglomerative(rows, 100.0, max_pairs=10**6)
-    assert raycluster.agglomerative(rows, 100.0, "single", max_pairs=10**6).num_clusters == 1, "keeps no pairs"
+        raycluster.agglomerative(rows, 100.0, max_pairs=10**5)
+    assert raycluster.agglomerative(rows, 100.0, "single", max_pairs=10**5).num_clusters == 1, "keeps no pairs"
 
 
 # ------------------------------------------------------------------------------------------------------- merged classes

@@ -78,7 +78,7 @@ def test_the_kernel_finds_what_the_limits_allow(monkeypatch: pytest.MonkeyPatch,
     prepared = prepare(database)
     assert prepared.packed is not None
     queries = Queries(values, np.full(100, -1), limits)
-    counts, columns = int8_cpu.reaching(values, prepared.packed, nearest_rows._floors(queries, prepared))
+    counts, columns = int8_cpu.reaching(values, prepared.packed, nearest_rows.score_floors(queries, prepared))
     assert (counts >= 0).mean() > 0.9
     for row in np.flatnonzero(counts >= 0):
         assert set(np.flatnonzero(distances[row] <= limits[row])) <= set(columns[row, : counts[row]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,15 @@ class Pairs(NamedTuple):
     high: NDArray[np.int32]
     distances: NDArray[np.float64]
 
+    def chosen(self, places: NDArray[np.generic]) -> Pairs:
+        """Some of them. places: indices or a mask."""
+        return Pairs(self.low[places], self.high[places], self.distances[places])
+
+
+def concatenate(parts: Sequence[Pairs]) -> Pairs:
+    """The pairs of all parts, of which there is at least one, in order."""
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
 
 def close_pairs(features: Features, samples: NDArray[np.int64], threshold: float) -> Iterator[Pairs]:
     """All pairs of rows at most `threshold` apart, each once, a few million at a time, in any order.
@@ -48,7 +57,7 @@ def close_pairs(features: Features, samples: NDArray[np.int64], threshold: float
         part = np.sort(left[:size])
         database = Database(prepare(features.rows(part)), part)
         found = SelectedRows(features, left).collect(pairs_of_block, database, samples, threshold)
-        pairs = Pairs(*map(np.concatenate, zip(*found, strict=True)))
+        pairs = concatenate(found)
         per_row = (len(pairs.low) + 1) / len(part)
         size = max(1, min(_GROWTH * len(part), int(_PART_PAIRS / per_row), most))
         left = left[len(part) :]
@@ -67,7 +76,7 @@ def pairs_of_block(block: Block, database: Database, samples: NDArray[np.int64],
         kept = right < last[tile][rows]
         left, right = left[kept].astype(np.int32), right[kept].astype(np.int32)
         found.append(Pairs(np.minimum(left, right), np.maximum(left, right), distances[kept]))
-    return Pairs(*map(np.concatenate, zip(*found, strict=True)))
+    return concatenate(found)
 
 
 def _close(
