@@ -107,8 +107,8 @@ class _Normalise(torch.autograd.Function):
         ]
         if groups == 1:
             return *parts[0], None, None
-        into, scale, shift = zip(*parts, strict=True)
-        return torch.cat(into), torch.stack(scale).sum(0), torch.stack(shift).sum(0), None, None
+        inputs, scales, shifts = zip(*parts, strict=True)
+        return torch.cat(inputs), torch.stack(scales).sum(0), torch.stack(shifts).sum(0), None, None
 
 
 def _batch_norm(values: Tensor, weight: Tensor, bias: Tensor, eps: float, **out: Any) -> tuple[Tensor, Tensor, Tensor]:
