@@ -263,7 +263,7 @@ def _config_errors(view: View) -> Iterator[str]:
 
 
 def _ranges(view: View) -> Iterator[tuple[str, tuple[float, float] | None]]:
-    for name in ("crop_scale", "crop_ratio", "colour_components"):
+    for name in ("crop_scale", "crop_ratio", "colour_components", "blur_sigma"):
         yield name, getattr(view, name)
 
 
