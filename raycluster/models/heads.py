@@ -42,7 +42,9 @@ class Heads(nn.Module):
     def undo_mean(self) -> None:
         """Multiply the gradients of the averaged heads by their number, as if each head were alone."""
         if self.averaged > 1:
-            _scale_gradients(self.linear[: self.averaged], self.averaged)
+            for parameter in self.linear[: self.averaged].parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.averaged)
 
     @torch.no_grad()
     def start_from(self, head: Head) -> None:
@@ -78,10 +80,6 @@ class HierarchicalHeads(Heads):
         scores = [layer(part) for layer, part in zip(inner, parts, strict=True)]
         return [first(activations), _cat_padded(scores)[order.argsort()]]
 
-    def undo_mean(self) -> None:
-        """Multiply the gradients of the heads inside super-classes by S, since each has the S-th part of the rows."""
-        _scale_gradients(self.linear[1:], len(self.linear) - 1)
-
 
 class TwoLayerHeads(nn.Module):
     """`Heads` on a fully connected layer of the same width, which they share: ReLU, linear, ReLU, linear."""
@@ -95,12 +93,6 @@ class TwoLayerHeads(nn.Module):
     def forward(self, features: Tensor) -> list[Tensor]:
         """(n, num_features) before their ReLU -> one (n, size) per head."""
         return self.heads(self.hidden(features.relu()))
-
-
-def _scale_gradients(heads: nn.ModuleList, factor: int) -> None:
-    for parameter in heads.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)
 
 
 class Prototypes(nn.Module):
