@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raycluster.clustering.agglomerative import LinkageName, merge_classes
+from raycluster.clustering.kmeans.result import unit_rows
 from raycluster.config import NonEmpty, settings
 from raycluster.data.sampling import uniform_over_clusters
 from raycluster.features.matrix import sample_ids
@@ -133,7 +134,4 @@ class Method(BaseMethod):
 
 
 def _unit_rows(block: Block) -> NDArray[np.float32]:
-    """Rows divided by their norm; zero rows stay zero."""
-    values = block.values.astype(np.float32)
-    norms = np.sqrt(np.square(values, dtype=np.float64).sum(1, keepdims=True))
-    return (values / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit_rows(block.values)
