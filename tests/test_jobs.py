@@ -164,7 +164,7 @@ def test_chaos_lists_the_faults(command: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nosuch"], "benchmark: seen nosuch; wanted one of embeddings, gpu, .*, sinkhorn"),
+        (["nosuch"], "benchmark: seen nosuch; wanted one of agglomerative, embeddings, .*, sinkhorn"),
         (["ingst"], r"did you mean ingest\?"),
         (["ingest", "foo=1"], "foo: seen 1; wanted one of the settings small, photos, processes, repeats; remove it"),
         (["modes", "steps=many"], "steps: seen many; wanted an integer"),
