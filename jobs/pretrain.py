@@ -10,7 +10,7 @@ on a cluster.
 from raycluster.cli import run_command
 from raycluster.config import load
 from raycluster.distributed.train.trainer import fit
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 
 
 def main(config: str, *overrides: str) -> None:

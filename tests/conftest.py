@@ -16,7 +16,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-    from raycluster.run.state import Config
+    from raycluster.run.config import Config
 
 # Read by Ray and by the thread pools when they are imported, hence before anything else.
 os.environ.update(
@@ -115,7 +115,7 @@ def tiny_yaml() -> str:
 def tiny() -> Callable[..., Config]:
     """tiny(run_dir, "key=value", ...): a complete run on the digits that takes seconds, in exact mode."""
     from raycluster.config import parse
-    from raycluster.run.state import Config
+    from raycluster.run.config import Config
 
     def make(run_dir: Path, *overrides: str) -> Config:
         return parse(Config, TINY, [f"run.dir={run_dir}", *overrides])

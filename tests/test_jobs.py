@@ -18,9 +18,9 @@ import pytest
 from raycluster.cli import run_command
 from raycluster.config import load
 from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 
 ROOT = Path(__file__).parent.parent
 Outcome = tuple[int, str, str]

@@ -25,9 +25,9 @@ from raycluster.data.transforms import View
 from raycluster.distributed import ingest
 from raycluster.distributed.session import ray_session
 from raycluster.events import Round
+from raycluster.run.config import Config, RunSettings
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import CHUNK_BYTES, pretrain
-from raycluster.run.state import Config, RunSettings
 from raycluster.types import Chunk, ImageBlock
 
 _RUN = """

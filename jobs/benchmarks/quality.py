@@ -14,9 +14,9 @@ from benchmarks.runs import Figures, head, row
 
 from raycluster.config import load
 from raycluster.events import Finished, Round
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.training.determinism import prepare_process
 
 _PROBES = ("knn", "whitened_knn", "linear_probe")

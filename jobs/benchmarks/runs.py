@@ -19,9 +19,10 @@ from raycluster.evaluation.runner import Evaluation
 from raycluster.events import Finished, Round
 from raycluster.io import storage
 from raycluster.models.export import load_backbone
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, fresh_network
+from raycluster.run.network import fresh_network
 from raycluster.training.determinism import prepare_process
 
 Figures = dict[str, float]

@@ -21,9 +21,9 @@ from chaos.faults import FAULTS, FaultContext
 from raycluster.config import parse
 from raycluster.monitoring.status import Loss, Status
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.types import UserError
 
 logger = logging.getLogger("chaos")

@@ -28,8 +28,8 @@ from raycluster.io.run_paths import RunPaths
 from raycluster.models.backbone import Backbone
 from raycluster.models.export import load_backbone
 from raycluster.monitoring.console import agreement_table, table
+from raycluster.run.config import Config
 from raycluster.run.directory import read_config_text
-from raycluster.run.state import Config
 from raycluster.training.determinism import float32_precision
 from raycluster.types import UserError
 

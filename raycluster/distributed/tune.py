@@ -28,9 +28,9 @@ from raycluster.events import Event, Round
 from raycluster.io import storage
 from raycluster.monitoring.console import ConsoleReporter
 from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.config import Config, Elastic
 from raycluster.run.directory import read_config_text
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, Elastic
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.open import open_sweep
 from raycluster.sweep.outputs import summary, trial_line, write_outputs

@@ -12,7 +12,7 @@ from raycluster.evaluation.base import declared_metrics
 from raycluster.events import Event, FailureEvent, Finished, Progress, Round, Started, StatusNote
 from raycluster.io.run_paths import RunPaths
 from raycluster.monitoring.tensorboard import TensorBoard
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 
 BAR = "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}"
 SECONDS_BETWEEN_LINES = 30  # where stderr is no terminal, instead of a progress bar

@@ -14,9 +14,10 @@ from raycluster.data.dataset import open_dataset
 from raycluster.io import storage
 from raycluster.io.assignments import read_label_sets
 from raycluster.io.run_paths import RunPaths
+from raycluster.run.config import Config
 from raycluster.run.directory import check_same_images, read_config_text
 from raycluster.run.local_workers import LocalWorkers
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.types import UserError
 
 

@@ -26,9 +26,11 @@ from raycluster.io.assignments import write_assignments
 from raycluster.io.run_paths import RunPaths
 from raycluster.models.export import export
 from raycluster.run.checkpoint_policy import CheckpointPolicy, checkpoint, sync_skipped
+from raycluster.run.config import Config
 from raycluster.run.directory import read_report, write_lines, write_report, write_skipped
+from raycluster.run.network import build_heads, build_objective, fresh_network
 from raycluster.run.reassignment import Reassignment, reassign
-from raycluster.run.state import Config, Run, State, build_heads, build_objective, fresh_network, open_run, restore
+from raycluster.run.state import Run, State, open_run, restore
 from raycluster.runtime.workers import Workers
 from raycluster.seeding import generator, seed_for
 from raycluster.training.determinism import reproducible

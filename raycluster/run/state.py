@@ -1,4 +1,4 @@
-"""A run: its settings, what is fixed during it, its state, and how the state is saved and restored."""
+"""A run: what is fixed during it, its state, and how the state is saved and restored."""
 
 from __future__ import annotations
 
@@ -6,110 +6,32 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import nn
 
-from raycluster.config import NonEmpty, PluginField, Seed, settings
-from raycluster.config.registry import did_you_mean
-from raycluster.data.dataset import ImageDataset, ensure_manifest, open_dataset
-from raycluster.data.manifest import DataSettings
+from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.sampling import whole_batches
-from raycluster.data.transforms import Views
-from raycluster.evaluation.runner import Evaluation, EvaluationSettings
 from raycluster.features.extraction import SkippedImage
-from raycluster.features.matrix import device
 from raycluster.features.online import OnlineFeatureBank
-from raycluster.io import storage
 from raycluster.io.run_paths import RunPaths
-from raycluster.models.backbone import Backbone
-from raycluster.models.export import load_backbone, load_weights
-from raycluster.models.neck import Neck
+from raycluster.models.export import load_weights
 from raycluster.run.checkpoint import AsyncCheckpointer, load_newest
+from raycluster.run.config import Config
 from raycluster.run.directory import (
-    check_directory,
-    check_same_images,
     differences,
-    holds_run,
-    write_config,
 )
-from raycluster.run.local_workers import LocalWorkers
+from raycluster.run.network import build_heads, build_objective, fresh_network
+from raycluster.run.validation import check_heads, validate_and_initialize
 from raycluster.runtime.workers import Workers
-from raycluster.seeding import generator, seed_for
-from raycluster.training.config import TrainingSettings
-from raycluster.training.memory import check_head_memory
+from raycluster.seeding import generator
 from raycluster.training.objective import Objective
-from raycluster.training.optimiser import Optimisers, layer_names
-from raycluster.training.partial_softmax import with_partial_softmax
-from raycluster.training.rotation import with_rotation
+from raycluster.training.optimiser import Optimisers
 from raycluster.training.step import Network
 from raycluster.types import Assignments, Crops, LabelSet, UserError
-
-
-@settings
-class Elastic:
-    """Between `min` and `max` training workers, as machines come and go."""
-
-    min: Annotated[int, Field(ge=1)]
-    max: Annotated[int, Field(ge=1)]
-
-
-@settings
-class RunSettings:
-    """Where and how to run. Nothing here changes a result.
-
-    dir: the run directory, a path or any URI that all nodes can write. resume: `auto` resumes the run in it,
-    if there is one, `never` refuses to. workers: training workers; 0 trains in the job itself, `{min, max}` is elastic,
-    `auto` is 0 unless the cluster has several GPUs. device: what workers compute on; `auto` follows the nodes
-    that are up, so set `gpu` or `cpu` where an autoscaler has yet to start them. decode_cpus: how many CPUs, in all,
-    decoding may request from an autoscaler; 0 for those that are up. actors: of the feature pool, 0 for one a
-    node. checkpoint_minutes: between checkpoints within a round. keep_checkpoints: how many stay. max_failures: how
-    many lost workers end the run. resize_seconds: between checks whether the cluster offers another number of workers.
-    storage_minutes: for how long unreachable storage is retried.
-    """
-
-    dir: NonEmpty
-    resume: Literal["auto", "never"] = "auto"
-    workers: Literal["auto"] | Annotated[int, Field(ge=0)] | Elastic = "auto"
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    decode_cpus: Annotated[int, Field(ge=0)] = 0
-    actors: Annotated[int, Field(ge=0)] = 0
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    max_failures: Annotated[int, Field(ge=0)] = 100
-    resize_seconds: Annotated[float, Field(gt=0)] = 30.0
-    storage_minutes: Annotated[float, Field(ge=0)] = 30.0
-
-    def __post_init__(self) -> None:
-        if self.workers == 0 and self.device != "auto":
-            raise UserError(
-                f"run.device: seen {self.device}; wanted auto where run.workers is 0: the job trains on what its own "
-                "machine has. Set run.workers to at least 1, or leave run.device out"
-            )
-
-    def workers_wanted(self) -> tuple[int, int]:
-        """(fewest, most) as far as the settings say; (0, 0) for `auto`."""
-        if isinstance(self.workers, Elastic):
-            return self.workers.min, self.workers.max
-        return (0, 0) if self.workers == "auto" else (self.workers, self.workers)
-
-
-@settings
-class Config:
-    """A whole run. Only the last section may differ between runs that must agree."""
-
-    data: DataSettings
-    views: Views
-    model: Annotated[Any, PluginField("raycluster.models", "Model")]
-    method: Annotated[Any, PluginField("raycluster.methods", "Method")]
-    training: TrainingSettings
-    run: RunSettings
-    evaluation: EvaluationSettings = EvaluationSettings()
-    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -176,147 +98,6 @@ class State:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def validate_and_initialize(config: Config) -> None:
-    """Check everything that can be checked before any expensive work, and leave config and manifest in the directory.
-
-    A run that has a checkpoint is never overwritten; one that has none starts anew. Raises UserError.
-    """
-    run_dir = config.run.dir
-    check_directory(run_dir, config, config.run.resume)
-    check_network(config, resumes=holds_run(run_dir))
-    manifest_uri = RunPaths(run_dir).manifest
-    ensure_manifest(manifest_uri, config.data, fresh=not holds_run(run_dir))
-    check_dataset(config, open_dataset(config.data, manifest_uri, LocalWorkers(), config.seed), run_dir)
-    write_config(run_dir, config)
-
-
-def check_dataset(config: Config, dataset: ImageDataset, directory: str) -> None:
-    """UserError unless the images suffice for the clusters and the evaluation. directory: of cached manifests."""
-    crops = config.method.crops(dataset.manifest.num_samples, config.seed)
-    num_samples, num_drawn = replace(dataset, crops=crops).num_samples, config.training.images_per_round
-    if num_drawn is not None and num_drawn > num_samples:
-        raise UserError(
-            f"training.images_per_round: seen {num_drawn}; wanted at most the {num_samples} images of "
-            f"{config.data.uri}, or null to train on all of them in each round"
-        )
-    for num_clusters in config.method.requested_clusters():
-        if num_clusters > (num_drawn or num_samples):
-            source = f"{config.data.uri} holds {num_samples} images"
-            if num_drawn is not None:
-                source = f"a round draws training.images_per_round = {num_drawn} images"
-            raise UserError(
-                f"method wants {num_clusters} clusters, but {source}; wanted at "
-                "most one cluster an image, and a tenth of that to learn anything: set fewer clusters or add images"
-            )
-    request = config.method.feature_request(0)
-    if num_drawn is not None and request is not None and config.method.feature_request(1) is None:
-        raise UserError(
-            f"training.images_per_round: seen {num_drawn}; wanted null, since {config.method.name} finds the labels of "
-            "all images in the first round"
-        )
-    if request is not None and request.run is not None:
-        check_same_images(request.run, dataset)
-    if dataset.manifest.labels is not None or config.evaluation.test_uri is not None:
-        Evaluation(config.evaluation, config.views.eval, directory, LocalWorkers()).check(dataset)
-
-
-def check_network(config: Config, *, resumes: bool = False) -> None:
-    """UserError unless the layers and views that are named exist, views vary where several are averaged, the heads fit
-    the memory if this machine trains, and the weights to start from fit the model. resumes: has weights of its own.
-    """
-    request = config.method.feature_request(0)
-    objective = build_objective(config, None)
-    for name in objective.views:
-        config.views.section(name)
-    _check_gradients(config)
-    _check_head_optimiser(config)
-    if request and request.online and request.visits > len(objective.views):
-        raise UserError(
-            f"method: seen online features of {request.visits} views; wanted at most {len(objective.views)}, in which "
-            "training sees an image"
-        )
-    if request and request.online and config.training.images_per_round is not None:
-        raise UserError(
-            f"training.images_per_round: seen {config.training.images_per_round}; wanted null with online features, "
-            "which need a visit of every image in each epoch: leave it out, or use extracted features"
-        )
-    if request and request.visits > 1 and not config.views.section(request.view).is_random:
-        raise UserError(
-            f"method {'joins' if request.concatenate else 'averages'} {request.visits} views of an image, but "
-            f"views.{request.view} is always the same: let it crop or vary at random, or take 1"
-        )
-    backbone = config.model.build(0)
-    if config.run.workers == 0:
-        _check_heads(config, backbone, device())
-    if config.model.weights and not resumes:
-        load_weights(backbone, config.model.weights)
-    _check_layer(config.model.name, backbone, "evaluation.layer", config.evaluation.layer)
-    _check_exceptions(config, layer_names(backbone))
-    if request and request.run is None:
-        _check_layer(config.model.name, backbone, "method.layer", request.layer)
-    elif request and request.run and not resumes:
-        _check_layer(request.run, _finished_backbone(request.run), "method.layer", request.layer)
-
-
-def _check_exceptions(config: Config, known: list[str]) -> None:
-    for name in config.training.layers:
-        if name not in known:
-            raise UserError(
-                f"training.layers: seen {name}; wanted some of {', '.join(known)}, those of {config.model.name}"
-                + did_you_mean(name, known)
-            )
-
-
-def _finished_backbone(run_dir: str) -> Backbone:
-    if not storage.exists(RunPaths(run_dir).backbone_weights):
-        raise UserError(
-            f"method: {run_dir} holds no backbone.safetensors; wanted the directory of a finished run, whose features "
-            "are clustered"
-        )
-    return load_backbone(run_dir)
-
-
-def _check_layer(name: str, backbone: Backbone, path: str, layer: str | None) -> None:
-    if layer is not None and layer not in backbone.layers:
-        raise UserError(
-            f"{path}: seen {layer}; wanted a layer of {name}, one of {', '.join(backbone.layers)}"
-            + did_you_mean(layer, backbone.layers)
-        )
-
-
-def _check_heads(config: Config, backbone: Backbone, device: torch.device) -> None:
-    neck = _build_neck(config, backbone)
-    width = backbone.num_features if neck is None else neck.num_features
-    check_head_memory(config.method.head_sizes(None), width, config.training, device)
-
-
-def _check_head_optimiser(config: Config) -> None:
-    """UserError where the optimiser of heads is set for a method that does not train them, or lacks its own rate."""
-    training = config.training
-    if config.method.trains_heads and training.optimiser != "sgd" and training.head_lr is None:
-        raise UserError(
-            f"training.head_lr: seen null with optimiser {training.optimiser}; wanted a learning rate for the SGD of "
-            f"the heads, for which training.lr = {training.lr} is not meant"
-        )
-    for name, unset in (("head_lr", None), ("head_momentum", 0.0)):
-        if not config.method.trains_heads and getattr(training, name) != unset:
-            raise UserError(
-                f"training.{name}: seen {getattr(training, name)}; wanted {unset} for method "
-                f"{config.method.name}, whose heads are not trained: remove it"
-            )
-
-
-def _check_gradients(config: Config) -> None:
-    """UserError where a view carries gradients for a network that reads pixels."""
-    views = {"train": config.views.train, "eval": config.views.eval}
-    views |= {f"extra.{name}": view for name, view in config.views.extra.items()}
-    if config.model.input != "sobel" and (gradients := [name for name, view in views.items() if view.sobel]):
-        raise UserError(
-            f"views.{gradients[0]}.sobel: seen true; wanted false where model.input is {config.model.input}, since the "
-            "network reads pixels: set model.input to sobel, or leave it out"
-        )
-
-
 def open_run(config: Config, workers: Workers) -> Run:
     """The run as its directory has it, initialized if need be. Collective."""
     workers.run_on_rank_zero(_ensure_initialized, config)
@@ -330,42 +111,11 @@ def _ensure_initialized(config: Config) -> None:
         validate_and_initialize(config)
 
 
-def build_objective(config: Config, assignments: Assignments | None) -> Objective:
-    """What the method minimises, over part of the clusters or with rotation prediction if the settings ask for it."""
-    objective: Objective = config.method.objective(assignments)
-    if config.training.partial_softmax is not None:
-        sizes = config.method.head_sizes(assignments)
-        objective = with_partial_softmax(objective, config.training.partial_softmax, sizes)
-    return with_rotation(objective) if config.training.rotation else objective
-
-
-def _build_neck(config: Config, backbone: Backbone) -> Neck | None:
-    neck: Neck | None = config.method.neck(backbone.num_features, seed_for(config.seed, "neck"))
-    return neck
-
-
-def build_heads(config: Config, width: int, assignments: Assignments | None, round: int) -> nn.Module | None:
-    """The heads that the method makes for assignments of this round, None if it keeps those there are."""
-    auxiliary, seed = build_objective(config, assignments).auxiliary, seed_for(config.seed, "head", round)
-    heads: nn.Module | None = config.method.heads(width, assignments, auxiliary=auxiliary, seed=seed)
-    return heads
-
-
-def fresh_network(config: Config, device: torch.device) -> Network:
-    """The untrained network: its weights follow from the seed alone."""
-    backbone = config.model.build(seed_for(config.seed, "backbone"))
-    network = Network(backbone, nn.Identity(), _build_neck(config, backbone))
-    heads = build_heads(config, network.num_features, None, 0)
-    assert heads is not None, f"{config.method.name} makes no heads to start with"
-    network.heads = heads
-    return network.to(device)
-
-
 def restore(run: Run) -> State:
     """The state in the newest checkpoint, or that of a run that has not started."""
     config, device = run.config, run.workers.device
     network = fresh_network(config, device)
-    _check_heads(config, network.backbone, device)
+    check_heads(config, network.backbone, device)
     saved = load_newest(config.run.dir, device)
     if saved is None:
         if config.model.weights:

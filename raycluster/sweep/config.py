@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raycluster.config import settings
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 from raycluster.sweep.space import MAX_COMBINATIONS, MAX_VALUES
 from raycluster.types import UserError
 

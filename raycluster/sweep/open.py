@@ -6,9 +6,10 @@ from raycluster.config.errors import report
 from raycluster.data.dataset import open_dataset
 from raycluster.evaluation.base import probe
 from raycluster.io import storage
+from raycluster.run.config import Config
 from raycluster.run.directory import differences, holds_run, write_config
 from raycluster.run.local_workers import LocalWorkers
-from raycluster.run.state import Config, check_dataset, check_network
+from raycluster.run.validation import check_dataset, check_network
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.plan import Sweep
 from raycluster.sweep.space import SOURCE, one_by_one

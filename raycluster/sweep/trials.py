@@ -16,8 +16,8 @@ from raycluster.config.errors import format_value, plain, report
 from raycluster.data.manifest import DataSettings
 from raycluster.io import storage
 from raycluster.io.run_paths import RunPaths
+from raycluster.run.config import Config
 from raycluster.run.directory import read_report, write_config
-from raycluster.run.state import Config
 from raycluster.seeding import generator
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.space import SOURCE, Axis, Values, draw, grid, one_by_one, read_space

@@ -25,7 +25,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint
 
 from raycluster.config import load
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "cluster"

@@ -18,9 +18,9 @@ from raycluster.data.manifest import DataSettings, build_manifest
 from raycluster.events import Progress
 from raycluster.io.assignments import write_assignments
 from raycluster.io.run_paths import RunPaths
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.sweep.config import SweepConfig
 from raycluster.types import Assignments, LabelSet
 

@@ -17,9 +17,10 @@ from raycluster.data.transforms import View, apply
 from raycluster.events import Round
 from raycluster.models.export import load_backbone
 from raycluster.models.input_layers import Sobel
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, check_network
+from raycluster.run.validation import check_network
 from raycluster.training.objective import Batch
 from raycluster.training.rotation import rotate_batch
 from raycluster.types import IMAGE_STD, Chunk, UserError

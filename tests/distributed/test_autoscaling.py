@@ -24,9 +24,9 @@ import torch
 from raycluster.events import Round
 from raycluster.monitoring.status import Status, read_status
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

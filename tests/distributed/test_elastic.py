@@ -16,7 +16,7 @@ from chaos.rig import Scenario, make_context, run_reference, run_scenario
 
 from raycluster.distributed.train.trainer import fit
 from raycluster.monitoring.status import Status, read_status
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 from raycluster.types import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -17,9 +17,9 @@ import raycluster
 from raycluster.config import parse
 from raycluster.distributed.evaluate import evaluate_run
 from raycluster.distributed.prepare import PrepareSettings, prepare
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.types import UserError
 
 pytestmark = pytest.mark.ray

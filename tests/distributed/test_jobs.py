@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycluster.distributed.train.trainer import Placement, place_workers
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 from raycluster.types import UserError
 
 IN_PROCESS = Placement(0, 0, False)

@@ -102,7 +102,7 @@ if __name__ == "__main__":
     ray_internals.find = hidden
     from raycluster.config import load
     from raycluster.distributed.train.trainer import fit
-    from raycluster.run.state import Config
+    from raycluster.run.config import Config
     assert not any(map(ray_internals.available, ray_internals.FEATURES))
     overrides = ["run.dir=" + sys.argv[2], "run.workers={{min: 1, max: 2}}", "training.epochs=1"]
     print(fit(load(Config, sys.argv[1], overrides)))

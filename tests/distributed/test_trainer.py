@@ -11,9 +11,9 @@ import torch
 
 from raycluster.distributed.train.trainer import fit
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.types import UserError
 
 pytestmark = pytest.mark.ray

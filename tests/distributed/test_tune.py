@@ -21,9 +21,10 @@ from raycluster.data.dataset import ImageDataset, open_dataset
 from raycluster.data.transforms import View
 from raycluster.features.extraction import FeatureSpec, extract
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, fresh_network
+from raycluster.run.network import fresh_network
 from raycluster.sweep.config import SweepConfig
 from raycluster.types import UserError
 

@@ -14,8 +14,9 @@ from raycluster.data.transforms import View
 from raycluster.features.extraction import FeatureSpec, extract
 from raycluster.models.batchnorm import GhostBatchNorm
 from raycluster.models.smallnet import Model
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
-from raycluster.run.state import Config, open_run
+from raycluster.run.state import open_run
 from raycluster.types import Block
 from tests.training.partition import network
 

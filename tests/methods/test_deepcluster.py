@@ -16,9 +16,9 @@ from raycluster.features.matrix import LocalFeatures
 from raycluster.methods.base import AssignmentContext
 from raycluster.methods.deepcluster import Method
 from raycluster.models.heads import Heads, TwoLayerHeads
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.types import Assignments, Block, LabelSet, UserError
 
 LEARNING = ["training.head_lr=0.5", "training.head_momentum=0.9", "training.epochs=4", "method.reassign_every_epochs=4"]

@@ -22,9 +22,10 @@ from raycluster.methods.base import AssignmentContext
 from raycluster.methods.deepcluster_v2 import Method
 from raycluster.models.heads import Prototypes
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.seeding import seed_for
 from raycluster.training.multi_crop import MultiCropCrossEntropy
 from raycluster.training.objective import Batch

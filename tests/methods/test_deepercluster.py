@@ -23,9 +23,10 @@ from raycluster.methods.base import AssignmentContext
 from raycluster.methods.deepercluster import Method
 from raycluster.models.heads import Heads, HierarchicalHeads
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.training.hierarchical import CartesianCrossEntropy, HierarchicalCrossEntropy
 from raycluster.training.objective import CrossEntropy
 from raycluster.types import Assignments, Block, UserError

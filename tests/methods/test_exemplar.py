@@ -22,9 +22,10 @@ from raycluster.features.matrix import LocalFeatures
 from raycluster.methods.base import AssignmentContext
 from raycluster.methods.exemplar import Merge, Method
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.seeding import generator
 from raycluster.types import Assignments, Block, RunStopped, UserError
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from raycluster.methods.base import AssignmentContext, BaseMethod
 from raycluster.monitoring.status import read_status
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.training.objective import Batch, Objective, cross_entropy
 from raycluster.types import Assignments, Crops, FeatureRequest, Features, LabelSet, RunStopped, UserError
 

@@ -18,9 +18,9 @@ from raycluster.features.matrix import LocalFeatures
 from raycluster.methods.base import AssignmentContext
 from raycluster.methods.pic import Method
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.types import Assignments, Block, RunStopped, UserError
 
 ROOT = Path(__file__).parents[2]

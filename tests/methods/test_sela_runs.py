@@ -14,10 +14,11 @@ from raycluster.config import load, parse
 from raycluster.events import Finished, Round
 from raycluster.features.extraction import Progress
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.label_transfer import transfer_config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.types import RunStopped, UserError
 
 ROOT = Path(__file__).parents[2]

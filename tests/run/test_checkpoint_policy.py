@@ -11,9 +11,9 @@ import pytest
 
 from raycluster.events import Event, FailureEvent, Progress, Saved, StatusNote
 from raycluster.run.checkpoint import list_checkpoints
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.runtime.workers import PendingChange
 from raycluster.types import Block, ChunkFailed, RunStopped, UserError
 

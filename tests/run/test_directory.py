@@ -15,9 +15,9 @@ from raycluster.monitoring.console import summary
 from raycluster.monitoring.status import Loss, Status, read_status, write_status
 from raycluster.monitoring.summary import overview
 from raycluster.monitoring.tracker import StatusTracker, StatusWriter
+from raycluster.run.config import Config
 from raycluster.run.directory import check_directory, differences, holds_run, read_report, write_config, write_report
 from raycluster.run.lease import Lease, acquire_lease, read_lease
-from raycluster.run.state import Config
 from raycluster.types import UserError
 from tests.damage import damages, json_damages
 

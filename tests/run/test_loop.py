@@ -16,9 +16,11 @@ import raycluster
 from raycluster.config import load
 from raycluster.events import Finished, Progress, Round
 from raycluster.run.checkpoint import list_checkpoints, load_newest
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, open_run, validate_and_initialize
+from raycluster.run.state import open_run
+from raycluster.run.validation import validate_and_initialize
 from raycluster.types import RunStopped, UserError
 
 Tiny = Callable[..., Config]

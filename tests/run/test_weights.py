@@ -13,11 +13,14 @@ import torch
 import raycluster
 from raycluster.events import Progress, Round
 from raycluster.run.checkpoint import load_newest
+from raycluster.run.config import Config
 from raycluster.run.directory import read_config_text
 from raycluster.run.label_transfer import transfer_config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, fresh_network, open_run, restore, validate_and_initialize
+from raycluster.run.network import fresh_network
+from raycluster.run.state import open_run, restore
+from raycluster.run.validation import validate_and_initialize
 from raycluster.types import UserError
 
 Tiny = Callable[..., Config]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from raycluster.config import parse
-from raycluster.run.state import Config
+from raycluster.run.config import Config
 from raycluster.sweep.config import SweepConfig
 from raycluster.sweep.open import open_sweep
 from raycluster.sweep.trials import check_space, make_trial, ready_to_run

@@ -9,9 +9,10 @@ import torch
 
 from raycluster.events import Round
 from raycluster.models.heads import Heads
+from raycluster.run.config import Config
 from raycluster.run.local_workers import LocalWorkers
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.training.objective import Batch, CrossEntropy, cross_entropy
 from raycluster.training.partial_softmax import PartialSoftmax, choose, with_partial_softmax
 from raycluster.training.rotation import RotationPrediction

@@ -31,8 +31,9 @@ from raycluster.events import Event
 from raycluster.io import storage
 from raycluster.monitoring.console import ConsoleReporter, summary
 from raycluster.monitoring.tracker import StatusWriter
+from raycluster.run.config import Config
 from raycluster.run.lease import acquire_lease
-from raycluster.run.state import Config, validate_and_initialize
+from raycluster.run.validation import validate_and_initialize
 from raycluster.types import RunStopped, UserError
 
 

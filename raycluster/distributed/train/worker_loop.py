@@ -14,8 +14,8 @@ from raycluster.distributed.features.feature_pool import FeaturePoolClient
 from raycluster.distributed.workers import RayWorkers
 from raycluster.events import Event, Finished, Round, StatusNote
 from raycluster.io.retry import retry_context
+from raycluster.run.config import Config
 from raycluster.run.loop import pretrain
-from raycluster.run.state import Config
 from raycluster.training.determinism import prepare_process
 from raycluster.types import RunStopped, UserError
 
