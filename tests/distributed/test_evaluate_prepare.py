@@ -88,7 +88,11 @@ def test_tables_of_every_layer(ray_cluster: None, finished: Config) -> None:
     accuracies, agreement = text.split("\n\n")
     assert re.match(r"accuracy, % +knn +linear probe\n", accuracies)
     assert [line.split()[0] for line in accuracies.splitlines()[1:]] == ["conv1", "conv2", "conv3", "avgpool"]
-    assert re.match(r"agreement +nmi arithmetic +nmi geometric +ami +ari +purity\nlabel_0 ", agreement)
+    titles, _, rows = agreement.partition("\n")
+    assert re.fullmatch(
+        "agreement +nmi arithmetic +nmi geometric +ami +ari +purity +matched accuracy +class entropy", titles
+    )
+    assert rows.startswith("label_0 ")
     record = json.loads((Path(finished.run.dir) / "metrics.jsonl").read_text().splitlines()[-1])
     assert float(agreement.splitlines()[1].split()[1]) == pytest.approx(record["nmi_labels"], abs=5e-4)
     trained = json.loads((Path(finished.run.dir) / "report.json").read_text())["accuracies"]["pre-trained"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln
+from scipy.special import entr, gammaln
 
 from raycluster.evaluation.base import Declaration, Metric
 from raycluster.types import UserError
@@ -16,6 +16,8 @@ DECLARATION = Declaration(
         Metric("ami", "ami"),
         Metric("ari", "ari"),
         Metric("purity", "purity"),
+        Metric("matched_accuracy", "matched accuracy"),
+        Metric("class_entropy", "class entropy", higher_is_better=False),
     ),
     input="clusters",
 )
@@ -26,7 +28,10 @@ def evaluate(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
 
     nmi_arithmetic, nmi_geometric: mutual information over the mean of the two entropies (scikit-learn's default, resp.
     the one of Caron et al. 2018). ami: the same adjusted for chance, arithmetic. ari: adjusted Rand index (Hubert and
-    Arabie 1985). purity: share of samples whose class is the most frequent one of their cluster.
+    Arabie 1985). purity: share of samples whose class is the most frequent one of their cluster. matched_accuracy:
+    share of samples whose class is that of their cluster, where clusters are matched to classes one to one such that
+    this is largest (Kuhn 1955); clusters without a class are wrong. class_entropy: of the classes in a cluster, in
+    bits, mean over samples.
     Raises UserError if the lengths differ or no sample has both labels.
     """
     found, known = np.asarray(labels), np.asarray(truth)
@@ -35,16 +40,29 @@ def evaluate(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
     both = (found >= 0) & (known >= 0)
     if not both.any():
         raise UserError(f"none of {len(both)} samples has both a cluster and a true label: does the data hold labels?")
+    from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score
 
     found, known = found[both], known[both]
+    table = _contingency(found, known)
+    sizes = table.sum(axis=1, keepdims=True)
     return {
         "nmi_arithmetic": mutual_information(known, found),
         "nmi_geometric": mutual_information(known, found, mean="geometric"),
         "ami": _adjusted_mutual_information(found, known),
         "ari": float(adjusted_rand_score(known, found)),
-        "purity": _purity(found, known),
+        "purity": float(table.max(axis=1).sum() / len(found)),
+        "matched_accuracy": float(table[linear_sum_assignment(table, maximize=True)].sum() / len(found)),
+        "class_entropy": float(entr(table / sizes).sum(axis=1) @ sizes[:, 0] / len(found) / np.log(2)),
     }
+
+
+def _contingency(found: NDArray[np.integer], known: NDArray[np.integer]) -> NDArray[np.int32]:
+    """(clusters, classes) numbers of samples, of those that occur."""
+    rows, columns = (np.unique(labels, return_inverse=True)[1] for labels in (found, known))
+    table = np.zeros((rows.max() + 1, columns.max() + 1), np.int32)
+    np.add.at(table, (rows, columns), 1)
+    return table
 
 
 def mutual_information(labels: NDArray[np.integer], others: NDArray[np.integer], mean: str = "arithmetic") -> float:
@@ -83,9 +101,3 @@ def _expected_mutual_information(found_sizes: NDArray[np.integer], known_sizes: 
             chance = np.exp(ways - gammaln(total - a - b + overlap + 1))
             expected += times * other_times * (chance * overlap / total * np.log(total * overlap / (a * b))).sum()
     return expected
-
-
-def _purity(found: NDArray[np.integer], known: NDArray[np.integer]) -> float:
-    pairs, counts = np.unique(np.stack([found, known]), axis=1, return_counts=True)
-    starts = np.flatnonzero(np.diff(pairs[0], prepend=-1))
-    return float(np.maximum.reduceat(counts, starts).sum() / len(found))
