@@ -82,6 +82,8 @@ def test_trains_one_step(path: Path, images: Path, tmp_path: Path) -> None:
         overrides.append("method.num_classes=3")
     if "num_super_clusters" in path.read_text():
         overrides.append("method.num_super_clusters=3")
+    if "name: pic" in path.read_text():
+        overrides.append("method.num_neighbours=5")  # fewer than there are images
     if re.search(r"name: (deepcluster|pic)\b", path.read_text()):
         overrides.append("method.pca_dim=8")  # not more than there are images
     config = load(SweepConfig if path in SEARCHES else Config, path, overrides)
