@@ -56,7 +56,7 @@ def read_label_sets(folder: str) -> tuple[LabelSet, ...]:
     table = read_assignments(folder)
     sizes = (table.schema.metadata or {}).get(_NUM_CLASSES, b"").decode()
     names = [name for name in table.column_names if name.startswith("label_")]
-    labels = [table[name].to_numpy() for name in names]
+    labels = [np.array(table[name].to_numpy()) for name in names]  # copies, since those of Arrow are read-only
     classes = map(int, sizes.split(",")) if sizes else (int(one.max(initial=-1)) + 1 for one in labels)
     return tuple(LabelSet(one, size) for one, size in zip(labels, classes, strict=True))
 
