@@ -24,6 +24,7 @@ from raycluster.io.npz import read_npz
 from raycluster.runtime.workers import Workers
 from raycluster.types import Block, FeatureRequest
 
+KEPT_EPOCHS = 2  # before a checkpoint, whose features are kept
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{16}\.npz$")
 
 
@@ -94,16 +95,24 @@ class OnlineFeatureBank:
         self._written = len(self._rows)
 
     def put(
-        self, workers: Workers, version: str, shards: Sequence[tuple[int, int]], left_out: NDArray[np.int64]
+        self,
+        workers: Workers,
+        version: str,
+        shards: Sequence[tuple[int, int]],
+        left_out: NDArray[np.int64],
+        *,
+        oldest: int = 0,
     ) -> list[int]:
         """Put the rows of all shards whose samples were all visited; returns the other shards. Collective.
 
-        version: of the features. shards: (start, stop) sample ids. left_out: ids of samples without features.
+        version: of the features. shards: (start, stop) sample ids. left_out: ids of samples without features. oldest:
+        time of the first visit that counts, since files of earlier ones may have been deleted.
         """
         mine = _latest(self._rows)
         latest = np.full(shards[-1][1], -1, np.int64)
         for samples, times in workers.all_gather([(mine.samples, mine.times)]):
             np.maximum.at(latest, samples, times)
+        latest[latest < oldest] = -1
         starts = np.array([start for start, _ in shards])
         unknown = np.setdiff1d(np.flatnonzero(latest < 0), left_out)
         rest = np.unique(np.searchsorted(starts, unknown, side="right") - 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from raycluster.events import Saved, StatusNote
 from raycluster.features.extraction import SkippedImage
-from raycluster.features.online import prune
+from raycluster.features.online import KEPT_EPOCHS, prune
 from raycluster.io.run_paths import RunPaths
 from raycluster.run.checkpoint import list_places
 from raycluster.run.policy import CheckpointDecision, ClusterObservation, decide_checkpoint, steps_until_poll
@@ -82,9 +82,9 @@ def checkpoint(run: Run, state: State) -> None:
 
 
 def _prune_online_features(run: Run) -> None:
-    """Delete features that no kept checkpoint needs: every image was visited again since."""
+    """Delete features that no kept checkpoint needs."""
     kept = [run.position(*place) for place in list_places(run.config.run.dir)]
-    stop = min(kept, default=0) - 2 * run.steps_per_epoch
+    stop = min(kept, default=0) - KEPT_EPOCHS * run.steps_per_epoch
     prune(RunPaths(run.config.run.dir).online_features, 0, stop)
 
 

@@ -18,6 +18,7 @@ from raycluster.events import Event, Progress
 from raycluster.features.extraction import FeatureSpec, SkippedImage, extract
 from raycluster.features.interruptible import Interruptible
 from raycluster.features.matrix import sample_ids
+from raycluster.features.online import KEPT_EPOCHS
 from raycluster.io.run_paths import RunPaths
 from raycluster.methods.base import AssignmentContext
 from raycluster.models.export import load_backbone
@@ -84,7 +85,14 @@ def _extract(
     if state.online_features is not None:
         left_out = np.zeros(run.dataset.num_samples, np.bool_) if drawn is None else ~drawn
         left_out[[item.sample for item in skipped]] = True
-        missing = state.online_features.put(run.workers, version, run.dataset.shards, np.flatnonzero(left_out))
+        oldest = run.position(state.round, 0) - KEPT_EPOCHS * run.steps_per_epoch
+        missing = state.online_features.put(
+            run.workers,
+            version,
+            run.dataset.shards,
+            np.flatnonzero(left_out),
+            oldest=oldest * run.config.training.global_batch,
+        )
     for event in extract(
         network,
         run.dataset,

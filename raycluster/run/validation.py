@@ -87,11 +87,6 @@ def check_network(config: Config, *, resumes: bool = False) -> None:
             f"method: seen online features of {request.visits} views; wanted at most {len(objective.views)}, in which "
             "training sees an image"
         )
-    if request and request.online and config.training.images_per_round is not None:
-        raise UserError(
-            f"training.images_per_round: seen {config.training.images_per_round}; wanted null with online features, "
-            "which need a visit of every image in each epoch: leave it out, or use extracted features"
-        )
     if request and request.visits > 1 and not config.views.section(request.view).is_random:
         raise UserError(
             f"method {'joins' if request.concatenate else 'averages'} {request.visits} views of an image, but "

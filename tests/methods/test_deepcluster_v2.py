@@ -239,7 +239,6 @@ def test_views_that_cannot_be_clustered_are_refused(options: dict[str, Any], say
     [
         ("training.head_lr=0.5", "training.head_lr: seen 0.5; wanted None .* heads are not trained"),
         ("training.head_momentum=0.9", "training.head_momentum: seen 0.9; wanted 0.0"),
-        ("training.images_per_round=900", "seen 900; wanted null with online features"),
         ("training.rotation=true", "minimises MultiCropCrossEntropy, which cannot predict rotations"),
         ("method.views=[train, train, tiny]", r"needs views\.extra\.tiny"),
         ("views.train={size: 16}", r"joins 2 views of an image, but views\.train is always the same"),
