@@ -131,7 +131,7 @@ class StatusTracker:
             self._amend(recovery_seconds=max(0.0, now - self._worked_at))
             self._open = None
         self._worked_at = now
-        if event.phase == "training":
+        if event.phase == "training" and self._rounds:  # unless the event of the start was lost with a machine
             first = self._rounds[self.status.round][0]
             steps = first + event.done - self._position
             if steps > 0:

@@ -122,6 +122,13 @@ def test_a_job_that_stopped_is_none() -> None:
     assert after.at(20.0).lost == ()
 
 
+def test_progress_is_shown_if_the_start_was_lost() -> None:
+    tracker = StatusTracker(0.0, Status())
+    tracker.handle(Progress("training", 3, 10), 1.0)
+    status = tracker.at(2.0)
+    assert (status.phase, status.done, status.total) == ("training", 3, 10)
+
+
 def test_notes_and_processes_come_through() -> None:
     tracker, status = tracked((0.0, StatusNote("the disk is full")), (1.0, Processes("features", ("host:7",))))
     assert status.note == "the disk is full"

@@ -56,6 +56,11 @@ class FeaturePoolManager:
                 if actor not in rest:
                     ray.kill(actor)
 
+    def close(self) -> None:
+        """End all actors, which would otherwise hold memory for as long as the job is connected to Ray."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def processes(self) -> tuple[str, ...]:
         """The "host:pid" of each actor that answers."""
         return tuple(answer[1] for answer in self._ask().values())

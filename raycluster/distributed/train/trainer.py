@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -85,9 +85,15 @@ def fit(config: Config, reporter: ConsoleReporter | None = None) -> str:
 
 def _run(config: Config, handle: Callable[[Event], None]) -> RunOutcome:
     placement = place_workers(config, ray.cluster_resources(), gpu_visible=torch.cuda.is_available())
-    pool_manager = FeaturePoolManager(f"features-{uuid.uuid4().hex[:8]}", config.run.actors)
-    if not placement.max_workers:
-        return train_in_process(config, pool_manager.actors, handle)
+    with closing(FeaturePoolManager(f"features-{uuid.uuid4().hex[:8]}", config.run.actors)) as pool_manager:
+        if not placement.max_workers:
+            return train_in_process(config, pool_manager.actors, handle)
+        return _run_on_workers(config, placement, pool_manager, handle)
+
+
+def _run_on_workers(
+    config: Config, placement: Placement, pool_manager: FeaturePoolManager, handle: Callable[[Event], None]
+) -> RunOutcome:
     ray_internals.check()
     ray_internals.start_data_actors()
     channel = open_channel()
